@@ -1,0 +1,195 @@
+"""Measure candidates side by side: the same requests, interleaved, in one process.
+
+Every round calls every candidate in turn, so that a machine that slows down slows all of them. A timed call is
+preceded by an untimed one of the same candidate, so that nobody pays for the cache lines its neighbour evicted: a
+server that is busy with one model finds that model's weights where it left them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from optimize.data.dataset import Arrays, Split
+from optimize.errors import UserError
+from optimize.specs import ModelSpec
+
+PERCENTILES = (50, 95, 99)
+_ISA_OF_INTEREST = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
+
+Run = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One artefact that can answer: ``run`` takes named inputs (batch, ...) and returns named outputs."""
+
+    name: str
+    run: Run
+    runtime: str
+    precision: str
+    parameters: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call, and how many calls were timed."""
+
+    p50: float
+    p95: float
+    p99: float
+    count: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        p50, p95, p99 = (float(value) * 1e3 for value in np.percentile(seconds, PERCENTILES))
+        return cls(p50, p95, p99, len(seconds))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latency of single requests, and items per second in batches of ``batch``."""
+
+    latency_ms: Latency
+    throughput_per_s: float
+    batch: int
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    requests: Split,
+    rounds: int = 200,
+    batch: int = 16,
+    warmup: int = 10,
+    progress: Progress | None = None,
+) -> dict[str, Measurement]:
+    """Time every candidate on the same requests, interleaved; single-threaded if the candidates are.
+
+    Raises UserError when fewer than ``batch`` requests are given.
+    """
+    if len(requests) < batch:
+        raise UserError(f"benchmark: {len(requests)} requests are too few for batches of {batch}; give more data")
+    singles = [requests.rows(i, i + 1) for i in range(min(len(requests), rounds))]
+    batches = [requests.rows(i, i + batch) for i in range(0, min(len(requests), 8 * batch) - batch + 1, batch)]
+    batch_rounds = max(rounds // 10, 5)
+    bar = progress.add_task("benchmark", total=rounds + batch_rounds) if progress else None
+    alone: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    together: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    for times, feeds, count in ((alone, singles, rounds), (together, batches, batch_rounds)):
+        for candidate in candidates:
+            for _ in range(warmup):
+                candidate.run(feeds[0])
+        for feed in itertools.islice(itertools.cycle(feeds), count):
+            for candidate in candidates:
+                candidate.run(feed)
+                begin = time.perf_counter()
+                candidate.run(feed)
+                times[candidate.name].append(time.perf_counter() - begin)
+            if progress and bar is not None:
+                progress.advance(bar)
+    return {
+        candidate.name: Measurement(
+            Latency.of(alone[candidate.name]), batch / float(np.median(together[candidate.name])), batch
+        )
+        for candidate in candidates
+    }
+
+
+def torch_candidate(name: str, module: nn.Module, spec: ModelSpec, precision: str = "fp32") -> Candidate:
+    """A torch module in eager mode; its size is that of its float32 parameters and buffers."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    module.eval()
+    names_in, names_out = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            outputs = module(*(torch.from_numpy(inputs[key]) for key in names_in))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {key: value.numpy() for key, value in zip(names_out, outputs, strict=True)}
+
+    return Candidate(name, run, "torch", precision, parameters, size)
+
+
+def onnx_candidate(name: str, path: Path, precision: str, parameters: int, threads: int = 1, device: str = "cpu") -> Candidate:
+    """An ONNX file in ONNX Runtime; its size is the file's."""
+    opened = session(path, threads, device)
+    outputs = [value.name for value in opened.get_outputs()]
+
+    def run(inputs: Arrays) -> Arrays:
+        return dict(zip(outputs, opened.run(outputs, inputs), strict=True))
+
+    return Candidate(name, run, "onnxruntime", precision, parameters, path.stat().st_size)
+
+
+def session(path: Path | bytes, threads: int = 1, device: str = "cpu") -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the device asked for.
+
+    Raises UserError when CUDA was asked for and ONNX Runtime fell back to another provider, which it does silently.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if device == "cuda":
+        onnxruntime.preload_dlls()
+    opened = onnxruntime.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
+    if opened.get_providers()[0] != providers[0]:
+        raise UserError(
+            f"ONNX Runtime fell back to {opened.get_providers()[0]}: CUDA was asked for; install '.[gpu]' on a machine "
+            "with an NVIDIA driver, or use --device cpu"
+        )
+    return opened
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch with ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """The machine and the versions that a measurement belongs to."""
+    model, flags = platform.processor() or platform.machine(), set()
+    if (info := Path("/proc/cpuinfo")).exists():
+        lines = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        lines = {key.strip(): value.strip() for key, value in lines.items()}
+        model, flags = lines.get("model name", model), set(lines.get("flags", lines.get("Features", "")).split())
+    packages = ("torch", "onnx", "onnxruntime-gpu", "numpy", "nvidia-pytriton", "tritonclient")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "isa": [flag for flag in _ISA_OF_INTEREST if flag in flags],
+        "threads": threads,
+        "versions": {"python": platform.python_version(), **_versions(packages)},
+    }
+
+
+def _versions(packages: Sequence[str]) -> Mapping[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except ImportError:
+            continue
+    return found

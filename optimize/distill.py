@@ -1,0 +1,65 @@
+"""Teach a small network to answer like the teacher.
+
+    python -m optimize.distill --model load_forecast
+
+The student's loss is a mixture of two distances: from the teacher's answer, with weight ``Training.soft_weight``,
+and from the true target, with the rest (Hinton et al., 2015). The teacher answers every augmented batch afresh, so
+the student sees its opinion of days that never were.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+
+from optimize import command, recipes
+from optimize.checkpoint import CheckpointError, Sidecar, load_checkpoint, path_of
+from optimize.data.dataset import Dataset
+from optimize.errors import UserError
+from optimize.recipes import Recipe
+from optimize.train import train_network
+
+LOG = logging.getLogger(__name__)
+
+
+def distill(
+    recipe: Recipe, variant: str, dataset: Dataset, checkpoints: Path, progress: Progress | None = None
+) -> Sidecar:
+    """Train the variant's student on its teacher and save it; the sidecar records the teacher's hash."""
+    networks = recipe.variants[variant].networks
+    if "student" not in networks:
+        raise UserError(f"variant '{variant}' of recipe '{recipe.name}' has no student to distil into")
+    teacher = load_checkpoint(path_of(checkpoints, recipe.name, variant, "teacher"), networks["teacher"])
+    return train_network(recipe, variant, "student", dataset, checkpoints, teacher, progress=progress)
+
+
+def is_current(recipe: Recipe, variant: str, checkpoints: Path) -> bool:
+    """Whether the saved student was distilled from the saved teacher, going by the recorded hashes."""
+    networks = recipe.variants[variant].networks
+    try:
+        _, teacher = load_checkpoint(path_of(checkpoints, recipe.name, variant, "teacher"), networks["teacher"])
+        _, student = load_checkpoint(path_of(checkpoints, recipe.name, variant, "student"), networks["student"])
+    except CheckpointError:
+        return False
+    return student.teacher_sha256 == teacher.sha256
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = command.parser(__doc__).parse_args(arguments)
+    recipe = recipes.load(options.model, options.recipe)
+    name, _ = recipe.variant(options.variant)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dataset = recipe.load(options.data)
+    LOG.info("data: %s", dataset.source)
+    with command.progress() as progress:
+        sidecar = distill(recipe, name, dataset, options.checkpoints, progress)
+    LOG.info("student: test %s, %s", sidecar.metrics["test"], path_of(options.checkpoints, recipe.name, name, "student"))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""The networks: one forward each, used by training, export and tests alike."""

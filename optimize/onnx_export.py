@@ -1,0 +1,168 @@
+"""A torch module and its ModelSpec to an ONNX file with the spec's names, folded and checked.
+
+The TorchScript exporter is used on purpose: it writes the weights of LSTM and GRU as plain initializers, without
+which nothing downstream can quantise them, while the newer exporter leaves them behind Slice and Concat nodes. The
+example batch is 2, because an example of 1 can freeze the batch axis. What comes out is never trusted: names,
+dtypes, shapes, RNN weights and the target runtime's limits are checked on the file itself.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
+
+from optimize.errors import UserError
+from optimize.specs import ModelSpec, TensorSpec
+
+# What the ONNX Runtime of the official Triton image (24.10: ONNX Runtime 1.19) can load.
+MAX_OPSET, MAX_IR_VERSION = 21, 10
+BATCH = "batch"
+EXAMPLE_BATCH = 2
+
+_RNN_OPERATORS = ("LSTM", "GRU", "RNN")
+
+
+class ExportError(UserError):
+    """The exported graph is not what the ModelSpec promises; the message says where."""
+
+
+def export(module: nn.Module, spec: ModelSpec, opset_version: int = 17) -> ModelProto:
+    """Export ``module``; inputs and outputs are the spec's, in its order, batch first and dynamic.
+
+    Raises ExportError when the graph contradicts the spec or holds one of the traps of ``check``.
+    """
+    axes = [(tensor.name, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)]
+    axes += [(name, state.shape) for state in spec.states for name in (state.input_name, state.output_name)]
+    dynamic = {
+        name: {0: BATCH, **{i + 1: size for i, size in enumerate(shape) if isinstance(size, str)}} for name, shape in axes
+    }
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecation and of batch-dependent RNN states
+        torch.onnx.export(
+            module.eval(),
+            example_inputs(spec),
+            buffer,
+            input_names=spec.input_names,
+            output_names=spec.output_names,
+            dynamic_axes=dynamic,
+            opset_version=opset_version,
+            dynamo=False,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    _name_dynamic_outputs(model, spec)
+    check(model, spec)
+    return model
+
+
+def example_inputs(spec: ModelSpec, batch: int = EXAMPLE_BATCH, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Seeded inputs in the order of ``spec.input_names``: floats are normal, integers zero, states zero."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = []
+    for tensor in spec.inputs:
+        shape = (batch, *(example_size(spec, size) for size in tensor.shape))
+        dtype = getattr(torch, tensor.dtype)
+        floating = torch.randn(shape, generator=generator).to(dtype)
+        tensors.append(floating if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
+    tensors += [torch.zeros((batch, *state.shape), dtype=getattr(torch, state.dtype)) for state in spec.states]
+    return tuple(tensors)
+
+
+def example_size(spec: ModelSpec, size: int | str) -> int:
+    """A size for an axis: itself, or for a dynamic one its largest bucket, or 16."""
+    return size if isinstance(size, int) else spec.buckets.get(size, (16,))[-1]
+
+
+def check(model: ModelProto, spec: ModelSpec) -> None:
+    """Hard-fail on what exporters get wrong silently: interface, RNN weights, GRU flavour, runtime limits."""
+    onnx.checker.check_model(model, full_check=True)
+    _check_interface(model, spec)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    for node in all_nodes(model):
+        if node.op_type not in _RNN_OPERATORS:
+            continue
+        if not {node.input[1], node.input[2]} <= initializers:
+            raise ExportError(f"{node.op_type} '{node.name}': its weights are no initializers, so nothing can quantise it")
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type == "GRU" and attributes.get("linear_before_reset", 0) != 1:
+            raise ExportError(f"GRU '{node.name}': linear_before_reset is not 1, which computes another cell than torch's")
+        if attributes.get("layout", 0) != 0:
+            raise ExportError(f"{node.op_type} '{node.name}': layout=1, which ONNX Runtime refuses")
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset > MAX_OPSET or model.ir_version > MAX_IR_VERSION:
+        raise ExportError(
+            f"opset {opset} with IR version {model.ir_version}: the target runtime reads at most opset {MAX_OPSET} "
+            f"with IR version {MAX_IR_VERSION}"
+        )
+
+
+def all_nodes(model: ModelProto) -> list[NodeProto]:
+    """Every node, those inside the bodies of Loop, Scan and If included."""
+
+    def walk(graph: onnx.GraphProto) -> list[NodeProto]:
+        nodes = list(graph.node)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    nodes += walk(attribute.g)
+        return nodes
+
+    return walk(model.graph)
+
+
+def save(model: ModelProto, path: Path) -> Path:
+    """Write a model; the same model always gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def _check_interface(model: ModelProto, spec: ModelSpec) -> None:
+    states_in = [TensorSpec(state.input_name, state.dtype, state.shape) for state in spec.states]
+    states_out = [TensorSpec(state.output_name, state.dtype, state.shape) for state in spec.states]
+    for kind, values, expected in (
+        ("inputs", model.graph.input, [*spec.inputs, *states_in]),
+        ("outputs", model.graph.output, [*spec.outputs, *states_out]),
+    ):
+        found = [value.name for value in values]
+        if found != [tensor.name for tensor in expected]:
+            raise ExportError(f"{kind} of the graph are {found}, but the spec says {[tensor.name for tensor in expected]}")
+        for value, tensor in zip(values, expected, strict=True):
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            axes = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in value.type.tensor_type.shape.dim]
+            if dtype != np.dtype(tensor.dtype):
+                raise ExportError(f"'{tensor.name}' is {dtype} in the graph, but {tensor.dtype} in the spec")
+            if axes[0] != BATCH:
+                raise ExportError(f"'{tensor.name}': its batch axis is frozen at {axes[0]}")
+            wrong = [(axis, size) for axis, size in zip(axes[1:], tensor.shape, strict=False) if axis != size]
+            if len(axes) != len(tensor.shape) + 1 or wrong:
+                raise ExportError(f"'{tensor.name}' is {axes[1:]} in the graph, but {list(tensor.shape)} in the spec")
+
+
+def _name_dynamic_outputs(model: ModelProto, spec: ModelSpec) -> None:
+    """Give outputs the spec's shape where the exporter only knows an expression of unnamed axes."""
+    shapes = {tensor.name: tensor.shape for tensor in spec.outputs}
+    shapes |= {state.output_name: state.shape for state in spec.states}
+    for value in model.graph.output:
+        for axis, size in zip(value.type.tensor_type.shape.dim, (BATCH, *shapes[value.name]), strict=False):
+            if not axis.HasField("dim_value"):
+                if isinstance(size, int):
+                    axis.dim_value = size
+                else:
+                    axis.dim_param = size
+
+
+def initializer_arrays(model: ModelProto) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """The main graph's constants by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def is_float(tensor: TensorProto) -> bool:
+    return bool(tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16))

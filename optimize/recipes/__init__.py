@@ -1,0 +1,210 @@
+"""A recipe says everything that is particular to one system; the pipeline knows nothing else about it.
+
+The built-in recipes are files in this folder. A user's own is one more such file, named on the command line with
+``--recipe path/to/file.py``, with exactly the same powers: a module with a constant ``RECIPE``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from optimize.data.dataset import Arrays, Dataset, Split
+from optimize.errors import UserError
+from optimize.specs import ModelSpec, ServingSpec
+
+BUILT_IN = ("load_forecast",)
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task metric as sums over items, so that any corpus metric can be bootstrapped.
+
+    statistics: (outputs, split) to (items, k) sums; value: the k sums of any set of items to the metric.
+    MAE, say, has k = 2: absolute error and count. Word error rate: errors and words.
+    """
+
+    name: str
+    higher_is_better: bool
+    statistics: Callable[[Arrays, Split], NDArray[np.float64]]
+    value: Callable[[NDArray[np.float64]], float]
+
+    def __call__(self, outputs: Arrays, split: Split) -> float:
+        return self.value(self.statistics(outputs, split).sum(axis=0))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained. soft_weight: share of the teacher's answers in the loss when it is distilled."""
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    average_decay: float = 0.995
+    soft_weight: float = 0.7
+    seed: int = 1
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a variant: ``build(config)`` is a module whose forward takes the spec's inputs in order."""
+
+    build: Callable[[Any], nn.Module]
+    config: Any
+    training: Training = Training()
+
+    def __call__(self) -> nn.Module:
+        return self.build(self.config)
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The gates. All but the last two compare with the named reference; what exceeds them is not published.
+
+    parity_fp32: largest absolute difference of ONNX fp32 from torch, in units of the output.
+    parity_int8: the same for int8, relative to the outputs' standard deviation.
+    metric_loss: relative loss of the task metric, published model against teacher.
+    batch_metric_change: relative change of the metric when every item shares its batch with others.
+    weight_coverage: least share of the planned weight bytes that really is in low precision.
+    """
+
+    parity_fp32: float = 1e-4
+    parity_int8: float = 0.05
+    metric_loss: float = 0.01
+    batch_metric_change: float = 0.001
+    weight_coverage: float = 0.95
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One servable form of a recipe: the interface, the networks and how they are deployed.
+
+    networks: ``teacher`` at least; ``student`` if there is one to publish in its stead; ``undistilled``, its twin
+    trained on hard targets alone; and any number of ``small_*``, among which the report looks for the smallest
+    torch model that answers as well as the teacher.
+    """
+
+    spec: ModelSpec
+    networks: dict[str, Network]
+    serving: ServingSpec = ServingSpec()
+    tolerances: Tolerances = Tolerances()
+    opset_version: int = 17
+
+    def __post_init__(self) -> None:
+        if "teacher" not in self.networks:
+            raise UserError(f"model '{self.spec.name}': networks needs a 'teacher', got {sorted(self.networks)}")
+
+    @property
+    def published(self) -> str:
+        """The name of the network that is exported and served."""
+        return "student" if "student" in self.networks else "teacher"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A system: data, loss, metric and variants (the default first).
+
+    load: data path or None to a Dataset. loss: (outputs, targets) to a scalar, used for true targets and for the
+    teacher's answers alike unless soft_loss is given. prepare: called once on a network before it is trained, with
+    the training split (to set normalisation). folds: rolling-origin or other cross-validation splits.
+    baselines: metric values of answers that need no network, by name, on a split.
+    """
+
+    name: str
+    load: Callable[[Path | None], Dataset]
+    loss: Callable[[Tensors, Tensors], Tensor]
+    metric: Metric
+    variants: dict[str, Variant]
+    soft_loss: Callable[[Tensors, Tensors], Tensor] | None = None
+    augment: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]] | None = None
+    prepare: Callable[[nn.Module, Split], None] | None = None
+    folds: Callable[[Path | None, int], Iterator[tuple[Split, Split]]] | None = None
+    baselines: dict[str, Callable[[Split], float]] = field(default_factory=dict)
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise UserError(f"recipe '{self.name}' has no variants; it needs at least one")
+        for index, (name, variant) in enumerate(self.variants.items()):
+            expected = self.name if index == 0 else f"{self.name}_{name}"
+            if variant.spec.name != expected:
+                raise UserError(f"recipe '{self.name}', variant '{name}': its ModelSpec must be named '{expected}'")
+
+    @property
+    def default_variant(self) -> str:
+        return next(iter(self.variants))
+
+    def variant(self, name: str | None) -> tuple[str, Variant]:
+        """A variant by name (None: the default), with the ServingSpec of the recipe's JSON file, if there is one."""
+        name = name or self.default_variant
+        if name not in self.variants:
+            raise UserError(f"recipe '{self.name}' has no variant '{name}'; it has {', '.join(self.variants)}")
+        saved = self._serving_specs()
+        variant = self.variants[name]
+        return name, replace(variant, serving=saved[name]) if name in saved else variant
+
+    def save_serving(self, variant: str, serving: ServingSpec) -> Path:
+        """Keep a ServingSpec beside the recipe, where ``variant`` finds it."""
+        path = self._serving_file()
+        specs = {**self._serving_specs(), variant: serving}
+        path.write_text(json.dumps({name: asdict(spec) for name, spec in specs.items()}, indent=2) + "\n")
+        return path
+
+    def _serving_file(self) -> Path:
+        assert self.file is not None, "a recipe is loaded from a file"
+        return self.file.with_suffix(".serving.json")
+
+    def _serving_specs(self) -> dict[str, ServingSpec]:
+        if self.file is None or not self._serving_file().exists():
+            return {}
+        known = {item.name for item in fields(ServingSpec)}
+        specs = {}
+        for name, values in json.loads(self._serving_file().read_text()).items():
+            if unknown := sorted(set(values) - known):
+                raise UserError(f"'{self._serving_file()}', variant '{name}': unknown {', '.join(unknown)}")
+            specs[name] = ServingSpec(**values)
+        return specs
+
+
+def load(name: str | None = None, file: Path | None = None) -> Recipe:
+    """A built-in recipe by name, or the one in a user's file.
+
+    Raises UserError: unknown name, no such file, a file that does not import or has no ``RECIPE``.
+    """
+    if file is None:
+        name = name or BUILT_IN[0]
+        if name not in BUILT_IN:
+            raise UserError(f"no recipe '{name}'; built in are {', '.join(BUILT_IN)}; use --recipe FILE for your own")
+        module = importlib.import_module(f"optimize.recipes.{name}")
+        return replace(module.RECIPE, file=Path(str(module.__file__)))
+    if not file.is_file():
+        raise UserError(f"recipe file '{file}' does not exist; give a Python file that defines RECIPE")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"recipe file '{file}' is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[file.stem] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"recipe file '{file}' does not import: {type(error).__name__}: {error}") from error
+    recipe = getattr(module, "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe file '{file}' defines no RECIPE; it must be an optimize.recipes.Recipe")
+    return replace(recipe, file=file.resolve())

@@ -1,0 +1,216 @@
+"""Train the networks of a recipe on its data.
+
+    python -m optimize.train --model load_forecast                    # the teacher
+    python -m optimize.train --network undistilled small_64           # others by name, or `all`
+    python -m optimize.train --network small_64 --cross-validate 4    # rolling-origin folds first, then the fit
+
+What is kept is the exponential average of the weights at the epoch with the best validation metric.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from optimize import command, recipes
+from optimize.checkpoint import Sidecar, path_of, round_to_half, save_checkpoint
+from optimize.data.dataset import Arrays, Dataset, Split
+from optimize.errors import UserError
+from optimize.recipes import Metric, Network, Recipe, Tensors
+from optimize.specs import ModelSpec
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained module, the validation metric of every epoch, and which epoch was kept."""
+
+    module: nn.Module
+    validation: list[float]
+    best_epoch: int
+
+
+def fit(
+    recipe: Recipe,
+    spec: ModelSpec,
+    network: Network,
+    train: Split,
+    validation: Split,
+    teacher: nn.Module | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train a network; with a teacher, on a mixture of its answers and the true targets (see distill.py).
+
+    AdamW with one warm-up epoch and a cosine decay. The answer is deterministic for a seed, a machine and a number
+    of threads.
+    """
+    settings = network.training
+    torch.manual_seed(settings.seed)
+    module = network()
+    if recipe.prepare:
+        recipe.prepare(module, train)
+    optimiser = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    batch_size = min(settings.batch_size, len(train))
+    steps = len(train) // batch_size
+    total = steps * settings.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total, pct_start=1 / (settings.epochs + 1), div_factor=10, final_div_factor=100,
+    )
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay), use_buffers=False)
+    order = np.random.default_rng(settings.seed)
+    values: list[float] = []
+    best = copy.deepcopy(average.module)
+    bar = progress.add_task("training", total=total) if progress else None
+    for epoch in range(settings.epochs):
+        module.train()
+        items = order.permutation(len(train))
+        for step in range(steps):
+            chosen = items[step * batch_size : (step + 1) * batch_size]
+            inputs, targets = _batch(train.inputs, chosen), _batch(train.targets, chosen)
+            if recipe.augment:
+                inputs, targets = recipe.augment(inputs, targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+                outputs = call(module, spec, inputs)
+                loss = recipe.loss(outputs, targets)
+                if teacher is not None:
+                    with torch.no_grad():
+                        answers = call(teacher, spec, inputs)
+                    soft = (recipe.soft_loss or recipe.loss)(outputs, answers)
+                    loss = settings.soft_weight * soft + (1 - settings.soft_weight) * loss
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            average.update_parameters(module)
+            if progress and bar is not None:
+                progress.advance(bar)
+        values.append(recipe.metric(predict(average.module, spec, validation), validation))
+        LOG.info("epoch %d: validation %s %.4g", epoch + 1, recipe.metric.name, values[-1])
+        if _best(recipe.metric, values) == epoch:
+            best = copy.deepcopy(average.module)
+    return Fit(best.eval(), values, _best(recipe.metric, values) + 1)
+
+
+def train_network(
+    recipe: Recipe,
+    variant: str,
+    name: str,
+    dataset: Dataset,
+    checkpoints: Path,
+    teacher: tuple[nn.Module, Sidecar] | None = None,
+    extra_metrics: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Sidecar:
+    """Train a network of a variant, round it to half precision, measure that and save it with its sidecar."""
+    spec, network = recipe.variants[variant].spec, recipe.variants[variant].networks[name]
+    result = fit(recipe, spec, network, dataset.train, dataset.validation, teacher[0] if teacher else None, progress)
+    round_to_half(result.module)
+    metrics = {
+        split_name: {recipe.metric.name: recipe.metric(predict(result.module, spec, split), split)}
+        for split_name, split in (("validation", dataset.validation), ("test", dataset.test))
+    }
+    metrics["baselines_test"] = {label: baseline(dataset.test) for label, baseline in recipe.baselines.items()}
+    sidecar = Sidecar(
+        recipe=recipe.name,
+        variant=variant,
+        network=name,
+        parameters=sum(parameter.numel() for parameter in result.module.parameters()),
+        config=asdict(network.config),
+        training=asdict(network.training) | {"best_epoch": result.best_epoch, "distilled": teacher is not None},
+        data={
+            "source": dataset.source,
+            "sha256": dataset.sha256,
+            "items": {"train": len(dataset.train), "validation": len(dataset.validation), "test": len(dataset.test)},
+        },
+        metrics=metrics | (extra_metrics or {}),
+        teacher_sha256=teacher[1].sha256 if teacher else None,
+    )
+    return save_checkpoint(path_of(checkpoints, recipe.name, variant, name), result.module, sidecar)
+
+
+def cross_validate(
+    recipe: Recipe, spec: ModelSpec, network: Network, data: Path | None, count: int, progress: Progress | None = None
+) -> list[float]:
+    """The validation metric on each rolling-origin fold, the earliest first; the test data is not touched."""
+    if recipe.folds is None:
+        raise UserError(f"recipe '{recipe.name}' defines no folds; --cross-validate needs them")
+    return [
+        min(fit(recipe, spec, network, train, validation, progress=progress).validation)
+        if not recipe.metric.higher_is_better
+        else max(fit(recipe, spec, network, train, validation, progress=progress).validation)
+        for train, validation in recipe.folds(data, count)
+    ]
+
+
+def call(module: nn.Module, spec: ModelSpec, inputs: Tensors) -> Tensors:
+    """Run a module on named tensors, in the order of the spec; returns named outputs."""
+    outputs = module(*(inputs[tensor.name] for tensor in spec.inputs))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return dict(zip((tensor.name for tensor in spec.outputs), outputs, strict=True))
+
+
+def predict(module: nn.Module, spec: ModelSpec, split: Split, batch_size: int = 128) -> Arrays:
+    """Answers of a torch module for every item of a split, (items, ...) per output."""
+    module.eval()
+    with torch.inference_mode():
+        batches = [
+            call(module, spec, {name: torch.from_numpy(rows) for name, rows in split.rows(i, i + batch_size).items()})
+            for i in range(0, len(split), batch_size)
+        ]
+    return {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
+
+
+def _batch(arrays: Arrays, items: NDArray[np.int64]) -> Tensors:
+    return {name: torch.from_numpy(array[items]) for name, array in arrays.items()}
+
+
+def _best(metric: Metric, values: list[float]) -> int:
+    choose: Callable[[list[float]], np.intp] = np.argmax if metric.higher_is_better else np.argmin  # type: ignore[assignment]
+    return int(choose(values))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command.parser(__doc__)
+    parser.add_argument("--network", nargs="+", default=["teacher"], metavar="NETWORK", help="which; `all` but the student")
+    parser.add_argument("--cross-validate", type=int, metavar="FOLDS", help="also report rolling-origin folds")
+    options = parser.parse_args(arguments)
+    recipe = recipes.load(options.model, options.recipe)
+    name, variant = recipe.variant(options.variant)
+    networks = [key for key in variant.networks if key != "student"] if options.network == ["all"] else options.network
+    for network in networks:
+        if network not in variant.networks or network == "student":
+            trainable = ", ".join(key for key in variant.networks if key != "student")
+            raise UserError(f"variant '{name}' has no network '{network}' to train; choose from {trainable} or all; "
+                            "the student is trained by python -m optimize.distill")
+    if options.cross_validate is not None and options.cross_validate < 2:
+        raise UserError(f"--cross-validate is {options.cross_validate}; at least 2 folds are needed")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dataset = recipe.load(options.data)
+    LOG.info("data: %s", dataset.source)
+    for network in networks:
+        with command.progress() as progress:
+            extra: dict[str, Any] = {}
+            if options.cross_validate:
+                folds = cross_validate(recipe, variant.spec, variant.networks[network], options.data, options.cross_validate, progress)
+                extra["cross_validation"] = folds
+                LOG.info("%s: rolling-origin folds: %s", network, ", ".join(f"{value:.4g}" for value in folds))
+            sidecar = train_network(recipe, name, network, dataset, options.checkpoints, extra_metrics=extra, progress=progress)
+        LOG.info("%s: test %s, %s", network, sidecar.metrics["test"], path_of(options.checkpoints, recipe.name, name, network))
+
+
+if __name__ == "__main__":
+    command.run(main)
