@@ -126,7 +126,9 @@ def torch_candidate(name: str, module: nn.Module, spec: ModelSpec, precision: st
     return Candidate(name, run, "torch", precision, parameters, size)
 
 
-def onnx_candidate(name: str, path: Path, precision: str, parameters: int, threads: int = 1, device: str = "cpu") -> Candidate:
+def onnx_candidate(
+    name: str, path: Path, precision: str, parameters: int, threads: int = 1, device: str = "cpu"
+) -> Candidate:
     """An ONNX file in ONNX Runtime; its size is the file's."""
     opened = session(path, threads, device)
     outputs = [value.name for value in opened.get_outputs()]

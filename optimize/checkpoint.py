@@ -71,7 +71,9 @@ def save_checkpoint(path: Path, module: nn.Module, sidecar: Sidecar) -> Sidecar:
         replace_file(path, weights)
         replace_file(path.with_suffix(".json"), (json.dumps(asdict(described), indent=2) + "\n").encode())
     except OSError as error:
-        raise CheckpointError(f"checkpoint '{path}' cannot be written: {error.strerror}; choose --checkpoints") from None
+        raise CheckpointError(
+            f"checkpoint '{path}' cannot be written: {error.strerror}; choose --checkpoints"
+        ) from None
     return described
 
 

@@ -25,21 +25,33 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     choice.add_argument("--model", metavar="NAME", help=f"a built-in recipe: {', '.join(recipes.BUILT_IN)}")
     choice.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe file of your own")
     made.add_argument("--variant", metavar="V", help="a variant of the recipe (default: its first)")
-    made.add_argument("--data", type=Path, metavar="FILE", help="the data file (default: looked for in $DATA_DIR, ./data)")
+    made.add_argument(
+        "--data", type=Path, metavar="FILE", help="the data file (default: looked for in $DATA_DIR, ./data)"
+    )
     made.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="trained weights")
-    made.add_argument("--threads", type=_at_least_one, metavar="N", help="torch threads for training (default: all cores)")
+    made.add_argument(
+        "--threads", type=_at_least_one, metavar="N", help="torch threads for training (default: all cores)"
+    )
     return made
 
 
 def progress() -> Progress:
     """Progress bars for long work, on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=CONSOLE)
 
 
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a command: a UserError becomes one message and status 2, Ctrl-C status 130."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=CONSOLE, show_path=False)])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=CONSOLE, show_path=False)]
+    )
     try:
         main(None)
     except UserError as error:

@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     LOG.info("data: %s", dataset.source)
     with command.progress() as progress:
         sidecar = distill(recipe, name, dataset, options.checkpoints, progress)
-    LOG.info("student: test %s, %s", sidecar.metrics["test"], path_of(options.checkpoints, recipe.name, name, "student"))
+    LOG.info(
+        "student: test %s, %s", sidecar.metrics["test"], path_of(options.checkpoints, recipe.name, name, "student")
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def export(module: nn.Module, spec: ModelSpec, opset_version: int = 17) -> Model
     axes = [(tensor.name, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)]
     axes += [(name, state.shape) for state in spec.states for name in (state.input_name, state.output_name)]
     dynamic = {
-        name: {0: BATCH, **{i + 1: size for i, size in enumerate(shape) if isinstance(size, str)}} for name, shape in axes
+        name: {0: BATCH, **{i + 1: size for i, size in enumerate(shape) if isinstance(size, str)}}
+        for name, shape in axes
     }
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
@@ -89,10 +90,14 @@ def check(model: ModelProto, spec: ModelSpec) -> None:
         if node.op_type not in _RNN_OPERATORS:
             continue
         if not {node.input[1], node.input[2]} <= initializers:
-            raise ExportError(f"{node.op_type} '{node.name}': its weights are no initializers, so nothing can quantise it")
+            raise ExportError(
+                f"{node.op_type} '{node.name}': its weights are no initializers, so nothing can quantise it"
+            )
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "GRU" and attributes.get("linear_before_reset", 0) != 1:
-            raise ExportError(f"GRU '{node.name}': linear_before_reset is not 1, which computes another cell than torch's")
+            raise ExportError(
+                f"GRU '{node.name}': linear_before_reset is not 1, which computes another cell than torch's"
+            )
         if attributes.get("layout", 0) != 0:
             raise ExportError(f"{node.op_type} '{node.name}': layout=1, which ONNX Runtime refuses")
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -133,10 +138,15 @@ def _check_interface(model: ModelProto, spec: ModelSpec) -> None:
     ):
         found = [value.name for value in values]
         if found != [tensor.name for tensor in expected]:
-            raise ExportError(f"{kind} of the graph are {found}, but the spec says {[tensor.name for tensor in expected]}")
+            raise ExportError(
+                f"{kind} of the graph are {found}, but the spec says {[tensor.name for tensor in expected]}"
+            )
         for value, tensor in zip(values, expected, strict=True):
             dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            axes = [axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in value.type.tensor_type.shape.dim]
+            axes = [
+                axis.dim_value if axis.HasField("dim_value") else axis.dim_param
+                for axis in value.type.tensor_type.shape.dim
+            ]
             if dtype != np.dtype(tensor.dtype):
                 raise ExportError(f"'{tensor.name}' is {dtype} in the graph, but {tensor.dtype} in the spec")
             if axes[0] != BATCH:

@@ -123,17 +123,23 @@ def from_json(text: str) -> Report:
         stages = [_stage(stage) for stage in values.pop("stages")]
         gates = [GateResult(**gate) for gate in values.pop("gates")]
         published = values.pop("published")
-        return Report(
-            stages=stages, gates=gates, published=Published(**published) if published else None, **values
-        )
+        return Report(stages=stages, gates=gates, published=Published(**published) if published else None, **values)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"this is no report.json of this version ({error}); run python -m optimize.export again") from None
+        raise UserError(
+            f"this is no report.json of this version ({error}); run python -m optimize.export again"
+        ) from None
 
 
 def _stage(values: dict[str, Any]) -> Stage:
     metric = values["metric"]
     metric = MetricValue(**{key: tuple(item) if isinstance(item, list) else item for key, item in metric.items()})
-    nested = {"latency_ms": Latency, "server_latency_ms": Latency, "parity": Parity, "quantized": Quantized, "batch_invariance": BatchDrift}
+    nested = {
+        "latency_ms": Latency,
+        "server_latency_ms": Latency,
+        "parity": Parity,
+        "quantized": Quantized,
+        "batch_invariance": BatchDrift,
+    }
     parts = {key: kind(**values[key]) if values[key] else None for key, kind in nested.items()}
     return Stage(**{**values, **parts, "metric": metric})
 
@@ -142,7 +148,10 @@ def with_server_latency(report: Report, latencies: dict[str, Latency]) -> Report
     """The report with latencies measured through Triton, by stage name."""
     return replace(
         report,
-        stages=[replace(stage, server_latency_ms=latencies.get(stage.name, stage.server_latency_ms)) for stage in report.stages],
+        stages=[
+            replace(stage, server_latency_ms=latencies.get(stage.name, stage.server_latency_ms))
+            for stage in report.stages
+        ],
     )
 
 

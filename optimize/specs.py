@@ -147,7 +147,13 @@ class ServingSpec:
     def __post_init__(self) -> None:
         if isinstance(self.preferred_batch, list):  # as JSON gives it
             object.__setattr__(self, "preferred_batch", tuple(self.preferred_batch))
-        for name, least in (("instances", 1), ("threads", 1), ("queue_delay_us", 0), ("max_streams", 1), ("idle_us", 1)):
+        for name, least in (
+            ("instances", 1),
+            ("threads", 1),
+            ("queue_delay_us", 0),
+            ("max_streams", 1),
+            ("idle_us", 1),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SpecError(f"serving: {name} is {value!r}; expected a whole number of at least {least}")

@@ -66,7 +66,12 @@ def fit(
     steps = len(train) // batch_size
     total = steps * settings.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total, pct_start=1 / (settings.epochs + 1), div_factor=10, final_div_factor=100,
+        optimiser,
+        settings.learning_rate,
+        total,
+        pct_start=1 / (settings.epochs + 1),
+        div_factor=10,
+        final_div_factor=100,
     )
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay), use_buffers=False)
     order = np.random.default_rng(settings.seed)
@@ -184,7 +189,9 @@ def _best(metric: Metric, values: list[float]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.parser(__doc__)
-    parser.add_argument("--network", nargs="+", default=["teacher"], metavar="NETWORK", help="which; `all` but the student")
+    parser.add_argument(
+        "--network", nargs="+", default=["teacher"], metavar="NETWORK", help="which; `all` but the student"
+    )
     parser.add_argument("--cross-validate", type=int, metavar="FOLDS", help="also report rolling-origin folds")
     options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
@@ -193,8 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for network in networks:
         if network not in variant.networks or network == "student":
             trainable = ", ".join(key for key in variant.networks if key != "student")
-            raise UserError(f"variant '{name}' has no network '{network}' to train; choose from {trainable} or all; "
-                            "the student is trained by python -m optimize.distill")
+            raise UserError(
+                f"variant '{name}' has no network '{network}' to train; choose from {trainable} or all; "
+                "the student is trained by python -m optimize.distill"
+            )
     if options.cross_validate is not None and options.cross_validate < 2:
         raise UserError(f"--cross-validate is {options.cross_validate}; at least 2 folds are needed")
     if options.threads:
@@ -205,11 +214,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with command.progress() as progress:
             extra: dict[str, Any] = {}
             if options.cross_validate:
-                folds = cross_validate(recipe, variant.spec, variant.networks[network], options.data, options.cross_validate, progress)
+                folds = cross_validate(
+                    recipe, variant.spec, variant.networks[network], options.data, options.cross_validate, progress
+                )
                 extra["cross_validation"] = folds
                 LOG.info("%s: rolling-origin folds: %s", network, ", ".join(f"{value:.4g}" for value in folds))
-            sidecar = train_network(recipe, name, network, dataset, options.checkpoints, extra_metrics=extra, progress=progress)
-        LOG.info("%s: test %s, %s", network, sidecar.metrics["test"], path_of(options.checkpoints, recipe.name, name, network))
+            sidecar = train_network(
+                recipe, name, network, dataset, options.checkpoints, extra_metrics=extra, progress=progress
+            )
+        LOG.info(
+            "%s: test %s, %s",
+            network,
+            sidecar.metrics["test"],
+            path_of(options.checkpoints, recipe.name, name, network),
+        )
 
 
 if __name__ == "__main__":

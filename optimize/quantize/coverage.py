@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
+from optimize.quantize.plan import Plan
+
 # Position of the weights among an operator's inputs.
 _FLOAT_WEIGHTS = {"MatMul": (1,), "Gemm": (1,), "Conv": (1,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
 _INT8_WEIGHTS = {
@@ -56,6 +58,21 @@ def coverage(model: ModelProto) -> Coverage:
         if not low:
             kept.append(node.name)
     return Coverage(_share(weights), _share(macs), dict(operators), kept)
+
+
+def planned_share(before: ModelProto, after: ModelProto, plan: Plan) -> tuple[float, list[str]]:
+    """Of the weights that a plan wants in int8, the share that is, and the planned operators that are not."""
+    wanted = [node.name for node in before.graph.node if node.name in plan and plan[node.name].precision == "int8"]
+    constants = {tensor.name: prod(tensor.dims) for tensor in before.graph.initializer}
+    sizes = {
+        node.name: sum(constants.get(node.input[i], 0) for i in _FLOAT_WEIGHTS[node.op_type])
+        for node in before.graph.node
+        if node.name in wanted
+    }
+    kept = coverage(after).kept_fp32
+    missed = [name for name in wanted if name in kept or f"{name}_MatMul" in kept]
+    total = sum(sizes.values())
+    return (1 - sum(sizes[name] for name in missed) / total if total else 0.0), missed
 
 
 def _macs(node: NodeProto, weights: list[np.ndarray], shapes: dict[str, list[int]]) -> int:  # type: ignore[type-arg]

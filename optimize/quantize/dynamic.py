@@ -93,9 +93,15 @@ def measure_plan(model: ModelProto, requests: Split, rounds: int = 150) -> Plan:
         ratio = p50[""] / p50[node]
         percent = abs(1 - ratio) * 100
         if ratio <= _WORTH:
-            chosen[node] = Choice(operator, "int8", f"measured: the model takes {percent:.0f} % less time than with it in fp32")
+            chosen[node] = Choice(
+                operator, "int8", f"measured: the model takes {percent:.0f} % less time than with it in fp32"
+            )
         else:
-            chosen[node] = Choice(operator, "fp32", f"measured: in int8 the model takes {percent:.1f} % {'less' if ratio < 1 else 'more'} time, not worth the error")
+            chosen[node] = Choice(
+                operator,
+                "fp32",
+                f"measured: in int8 the model takes {percent:.1f} % {'less' if ratio < 1 else 'more'} time, not worth the error",
+            )
     return chosen
 
 

@@ -61,11 +61,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a variant: ``build(config)`` is a module whose forward takes the spec's inputs in order."""
+    """One network of a variant: ``build(config)`` is a module whose forward takes the spec's inputs in order.
+
+    note: what a reader of the report should know of it.
+    """
 
     build: Callable[[Any], nn.Module]
     config: Any
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
+    note: str = ""
 
     def __call__(self) -> nn.Module:
         return self.build(self.config)
@@ -100,8 +104,8 @@ class Variant:
 
     spec: ModelSpec
     networks: dict[str, Network]
-    serving: ServingSpec = ServingSpec()
-    tolerances: Tolerances = Tolerances()
+    serving: ServingSpec = field(default_factory=ServingSpec)
+    tolerances: Tolerances = field(default_factory=Tolerances)
     opset_version: int = 17
 
     def __post_init__(self) -> None:
@@ -121,7 +125,8 @@ class Recipe:
     load: data path or None to a Dataset. loss: (outputs, targets) to a scalar, used for true targets and for the
     teacher's answers alike unless soft_loss is given. prepare: called once on a network before it is trained, with
     the training split (to set normalisation). folds: rolling-origin or other cross-validation splits.
-    baselines: metric values of answers that need no network, by name, on a split.
+    baselines: metric values of answers that need no network, by name, on a split. decision: outputs to the (items,)
+    decisions that users act on, such as the best class; the report counts how many flip in company.
     """
 
     name: str
@@ -134,6 +139,7 @@ class Recipe:
     prepare: Callable[[nn.Module, Split], None] | None = None
     folds: Callable[[Path | None, int], Iterator[tuple[Split, Split]]] | None = None
     baselines: dict[str, Callable[[Split], float]] = field(default_factory=dict)
+    decision: Callable[[Arrays], NDArray[np.generic]] | None = None
     file: Path | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,44 @@
+"""Typed clients for a Triton server: gRPC and HTTP, sync and async, without torch.
+
+    import clients
+
+    with clients.connect("127.0.0.1:8001", protocol="grpc") as client:
+        answer = client.infer("load_forecast", {"history": history, "calendar": calendar}, deadline_s=0.5)
+
+``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE``.
+"""
+
+from clients import aio
+from clients.calls import Answer
+from clients.client import Client, ProtocolName, connect
+from clients.conversation import ModelVersion
+from clients.errors import (
+    ClientError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    ServerError,
+    ServerUnavailable,
+)
+from clients.signature import Signature, Tensor
+
+__all__ = [
+    "Answer",
+    "Client",
+    "ClientError",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "ModelNotFound",
+    "ModelNotReady",
+    "ModelVersion",
+    "ProtocolName",
+    "ServerError",
+    "ServerUnavailable",
+    "Signature",
+    "Tensor",
+    "aio",
+    "connect",
+]

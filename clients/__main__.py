@@ -1,0 +1,47 @@
+"""``python -m clients <system> ...``: ask a running server from the command line.
+
+One file for each system: it adds its options to a parser and runs. A mistake of the user's, or a server that cannot
+answer, is one line on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from clients import forecast
+from clients.client import REQUEST_DEADLINE_S
+from optimize.errors import UserError
+
+COMMANDS = {"forecast": forecast}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m clients", description="Ask a running Triton server.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        _add_server_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    server = parser.add_argument_group("server")
+    server.add_argument("--url", default="", metavar="HOST:PORT", help="default: 127.0.0.1, the protocol's usual port")
+    server.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    server.add_argument("--deadline", type=float, default=REQUEST_DEADLINE_S, metavar="SECONDS", help="%(default)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

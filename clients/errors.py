@@ -1,0 +1,50 @@
+"""The one error tree of the client, whatever the protocol, sync or async.
+
+    ClientError
+    ├── InvalidRequest      the request does not fit the model; nothing was sent, or the server refused it
+    ├── ModelNotFound       the server knows no such model or version
+    ├── ModelNotReady       it knows the model but has not loaded it, or is shutting down
+    ├── ServerUnavailable   nobody answers at the address, or the server takes no more work; the request did not run
+    ├── ConnectionLost      the server went away in the middle; the request may have run or not
+    ├── DeadlineExceeded    no answer in time; the request may still be running
+    └── ServerError         the server failed, or answered something other than it promised
+
+The first four say that the model did not run, so asking again is safe; after the others it is safe only for a model
+without state. The client itself never sends a request twice.
+"""
+
+from __future__ import annotations
+
+from optimize.errors import UserError
+
+
+class ClientError(UserError):
+    """A request that got no answer; the message names the thing, what was expected, what came and what to do."""
+
+
+class InvalidRequest(ClientError, ValueError):
+    """The request does not fit the model: a name, dtype, shape, batch or value is wrong."""
+
+
+class ModelNotFound(ClientError, LookupError):
+    """The server knows no model of that name, or not in that version."""
+
+
+class ModelNotReady(ClientError):
+    """The server knows the model but does not serve it now."""
+
+
+class ServerUnavailable(ClientError, ConnectionError):
+    """Nobody answers at the address, or the server turns work away. The request was not run."""
+
+
+class ConnectionLost(ClientError, ConnectionError):
+    """The connection broke after the request was sent. It may have run or not."""
+
+
+class DeadlineExceeded(ClientError, TimeoutError):
+    """The answer did not come in time. The request may still be running."""
+
+
+class ServerError(ClientError):
+    """The server failed while answering, or its answer breaks its own description of the model."""

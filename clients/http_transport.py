@@ -1,0 +1,125 @@
+"""Calls over HTTP, on tritonclient's sync client (gevent underneath) and its asyncio client (aiohttp underneath).
+
+Tensors travel as bytes behind a JSON header (Triton's binary extension), not as JSON numbers. A connection carries
+one request at a time, so requests that overlap need several connections. The sync transport belongs to the thread
+that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http.client import HTTPException
+from typing import Any
+
+import gevent
+import tritonclient.http as triton
+from geventhttpclient.response import HTTPConnectionClosed
+from tritonclient.utils import InferenceServerException
+
+from clients.calls import Call, Infer, Statistics, subject
+from clients.errors import (
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerError,
+    ServerUnavailable,
+)
+from clients.transport import answer, invocation, late, lost, refused, unreachable
+
+_KINDS: dict[str, type[ClientError]] = {
+    "400": InvalidRequest,
+    "404": ModelNotFound,
+    "502": ServerUnavailable,
+    "503": ServerUnavailable,
+    "504": DeadlineExceeded,
+}
+
+_BROKEN = (HTTPConnectionClosed, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+
+
+class HttpTransport:
+    """Sync. connections: how many requests may be under way at once, from greenlets of one thread."""
+
+    def __init__(self, address: str, connect_deadline_s: float, connections: int) -> None:
+        self.address = address
+        self._client = triton.InferenceServerClient(
+            address, concurrency=connections, connection_timeout=connect_deadline_s, network_timeout=None
+        )
+
+    def send(self, call: Call, deadline_s: float) -> Any:
+        method, arguments = invocation(call, triton.InferInput)
+        timeout = gevent.Timeout(deadline_s)  # of the whole exchange; a socket's timeout starts anew with every read
+        try:
+            with timeout:
+                result = getattr(self._client, method)(**arguments)
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            raise late(call, self.address, deadline_s) from None
+        except (InferenceServerException, HTTPException, OSError, ValueError, LookupError) as error:
+            raise _failure(error, call, self.address, deadline_s, _BROKEN, (OSError,)) from None
+        return _reply(result, call, self.address)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncHttpTransport:
+    """The same on asyncio. Belongs to the event loop that is running when it is made."""
+
+    def __init__(self, address: str, connections: int) -> None:
+        import aiohttp  # not at the top: sync programs need no aiohttp
+        import tritonclient.http.aio as triton_aio
+
+        self.address = address
+        self._failures = (aiohttp.ClientError, InferenceServerException, OSError, ValueError, LookupError)
+        self._broken = (aiohttp.ServerConnectionError, aiohttp.ClientPayloadError, *_BROKEN)
+        self._unreachable = (aiohttp.ClientConnectorError,)
+        self._client = triton_aio.InferenceServerClient(address, conn_limit=connections, conn_timeout=None)
+
+    async def send(self, call: Call, deadline_s: float) -> Any:
+        method, arguments = invocation(call, triton.InferInput)
+        try:
+            async with asyncio.timeout(deadline_s):
+                result = await getattr(self._client, method)(**arguments)
+        except TimeoutError:
+            raise late(call, self.address, deadline_s) from None
+        except self._failures as error:
+            raise _failure(error, call, self.address, deadline_s, self._broken, self._unreachable) from None
+        return _reply(result, call, self.address)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _reply(result: Any, call: Call, address: str) -> Any:
+    match call:
+        case Infer():
+            response = result.get_response()
+            names = [output["name"] for output in response.get("outputs", [])]
+            return answer(call.model, response["model_version"], result, names, address)
+        case Statistics():
+            return result["model_stats"]
+    return result
+
+
+def _failure(
+    error: Exception,
+    call: Call,
+    address: str,
+    deadline_s: float,
+    broken: tuple[type[Exception], ...],
+    unconnected: tuple[type[Exception], ...],
+) -> ClientError:
+    if isinstance(error, InferenceServerException):
+        kind, said = _KINDS.get(str(error.status()), ServerError), error.message() or "no reason given"
+        return late(call, address, deadline_s) if kind is DeadlineExceeded else refused(call, address, kind, said)
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, broken) or (isinstance(error, HTTPException) and "connection closed" in why):
+        return lost(call, address, why)
+    if isinstance(error, unconnected):
+        return unreachable(address, why)
+    if isinstance(error, HTTPException):
+        why = "it does not speak HTTP; Triton's HTTP port is 8000 unless told otherwise, 8001 is gRPC"
+    return ServerError(f"{address}, asked for {subject(call)}: the answer cannot be read ({why})")

@@ -1,0 +1,168 @@
+"""What a model takes and gives, as the server describes it, and the checks made before sending and after receiving.
+
+The server is the authority: its metadata has names, datatypes and shapes, its configuration the largest batch. A
+request is checked here, in one place for every protocol, so that a mistake is told in the caller's terms (numpy
+dtypes, axes) and costs no round trip. Answers are checked too: a server whose worker is broken can answer "success"
+with a tensor of the wrong size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.errors import InvalidRequest, ServerError
+
+Array = NDArray[Any]
+
+ANY_SIZE = -1
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("bool"),
+    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "BYTES": np.dtype("object"),
+}
+DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor with its batch axis, if the model has one.
+
+    datatype: as the KServe v2 protocol calls it, such as FP32. shape: sizes; -1 is any size.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One version of one model. max_batch: the most rows of a request; 0 means that there is no batch axis."""
+
+    model: str
+    version: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch: int
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], config: Mapping[str, Any], version: str = "") -> Signature:
+        """Read the server's own description (JSON of either protocol: gRPC writes 64-bit sizes as strings).
+
+        version: the one that was asked for; empty is the server's choice, the highest of those it serves.
+        """
+        optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
+
+        def tensors(entries: list[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+            return tuple(
+                Tensor(
+                    name=entry["name"],
+                    datatype=entry["datatype"],
+                    shape=tuple(int(size) for size in entry.get("shape", ())),
+                    optional=entry["name"] in optional,
+                )
+                for entry in entries
+            )
+
+        return cls(
+            model=metadata["name"],
+            version=version or max(metadata.get("versions", ["1"]), key=int),
+            inputs=tensors(metadata.get("inputs", [])),
+            outputs=tensors(metadata.get("outputs", [])),
+            max_batch=int(config.get("max_batch_size", 0)),
+        )
+
+    def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The request's arrays in the model's order, contiguous. Raises InvalidRequest for the first that is wrong."""
+        known = {tensor.name: tensor for tensor in self.inputs}
+        for name in inputs:
+            if name not in known:
+                expected = ", ".join(self._describe(tensor) for tensor in self.inputs)
+                raise InvalidRequest(f"model '{self.model}' has no input '{name}'; its inputs are {expected}")
+        for tensor in self.inputs:
+            if tensor.name not in inputs and not tensor.optional:
+                raise InvalidRequest(f"model '{self.model}' needs the input {self._describe(tensor)}; it was not given")
+        ordered = {name: inputs[name] for name in known if name in inputs}
+        for name, array in ordered.items():
+            self._check_input(known[name], array)
+        self._check_batch(ordered)
+        return {name: np.ascontiguousarray(array) for name, array in ordered.items()}
+
+    def check_answer(self, outputs: Mapping[str, Array], rows: int | None) -> None:
+        """Raise ServerError unless every promised output is there with its dtype and shape, for ``rows`` rows."""
+        for tensor in self.outputs:
+            promised = f"model '{self.model}' version {self.version} promises the output {self._describe(tensor)}"
+            if tensor.name not in outputs:
+                raise ServerError(f"{promised}, but the answer has only {', '.join(outputs) or 'no tensors'}")
+            array = outputs[tensor.name]
+            shape = (rows, *tensor.shape[1:]) if self.max_batch and rows is not None else tensor.shape
+            if array.dtype != DTYPES.get(tensor.datatype) or not _fits(array.shape, shape):
+                raise ServerError(f"{promised}, but the answer is {array.dtype} {array.shape}")
+
+    def rows(self, inputs: Mapping[str, Array]) -> int | None:
+        """How many rows a checked request has; None where the model has no batch axis."""
+        return next((len(array) for array in inputs.values()), None) if self.max_batch else None
+
+    def _check_input(self, tensor: Tensor, array: Array) -> None:
+        if not isinstance(array, np.ndarray):
+            raise InvalidRequest(self._mismatch(tensor, type(array).__name__) + "; give a numpy array")
+        expected = DTYPES.get(tensor.datatype)
+        if expected is None:
+            raise InvalidRequest(f"{self._describe(tensor)}: numpy has no such datatype; this client cannot send it")
+        came = f"{array.dtype} {array.shape}"
+        if array.dtype != expected:
+            raise InvalidRequest(self._mismatch(tensor, came) + f"; convert with .astype('{expected}')")
+        if not _fits(array.shape, tensor.shape):
+            lacks_batch = self.max_batch and _fits(array.shape, tensor.shape[1:])
+            hint = "; add the batch axis with array[None]" if lacks_batch else ""
+            raise InvalidRequest(self._mismatch(tensor, came) + hint)
+        if expected.kind == "f":
+            wrong = ~np.isfinite(array)
+            if wrong.any():
+                place = tuple(int(index) for index in np.argwhere(wrong)[0])
+                raise InvalidRequest(
+                    f"input '{tensor.name}' of model '{self.model}': {int(wrong.sum())} of {array.size} values are NaN "
+                    f"or infinite, the first at {place}; fill or drop them"
+                )
+
+    def _check_batch(self, inputs: Mapping[str, Array]) -> None:
+        if not self.max_batch:
+            return
+        rows = {name: len(array) for name, array in inputs.items()}
+        if len(set(rows.values())) > 1:
+            came = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
+            raise InvalidRequest(f"the inputs of model '{self.model}' differ in rows: {came}; give all the same")
+        for name, count in rows.items():
+            if not 1 <= count <= self.max_batch:
+                raise InvalidRequest(
+                    f"model '{self.model}' takes 1 to {self.max_batch} rows a request, but '{name}' has {count}; "
+                    "split the request"
+                )
+
+    def _mismatch(self, tensor: Tensor, came: str) -> str:
+        return f"input '{tensor.name}' of model '{self.model}': expected {self._kind(tensor)}, got {came}"
+
+    def _describe(self, tensor: Tensor) -> str:
+        return f"'{tensor.name}' {self._kind(tensor)}"
+
+    def _kind(self, tensor: Tensor) -> str:
+        sizes = ["any" if size == ANY_SIZE else str(size) for size in tensor.shape]
+        if self.max_batch and sizes:
+            sizes[0] = "batch"
+        dtype = DTYPES.get(tensor.datatype)
+        return f"{dtype or tensor.datatype} ({', '.join(sizes)})"
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        wanted in (ANY_SIZE, size) for size, wanted in zip(shape, expected, strict=True)
+    )

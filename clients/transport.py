@@ -1,0 +1,108 @@
+"""What the gRPC and the HTTP transport share: how calls are made on tritonclient, and what its failures mean.
+
+tritonclient has four clients (gRPC and HTTP, sync and async) whose methods and arguments are named alike, so a call
+is turned into a method's name and arguments once, here, and each transport only makes it and reads the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clients.calls import Answer, Call, Config, Infer, Live, Metadata, Ready, Statistics, subject
+from clients.errors import (
+    ClientError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    ServerError,
+    ServerUnavailable,
+)
+from clients.signature import DATATYPES, Array
+
+# Triton answers "not found" for all three; its words tell a wrong name from a model that is not loaded now.
+_NOT_READY = ("has no available versions", "is not at ready state", "is not ready")
+
+
+def invocation(call: Call, infer_input: Callable[[str, list[int], str], Any]) -> tuple[str, dict[str, Any]]:
+    """The tritonclient method of a call and its arguments. infer_input: the InferInput class of the protocol."""
+    match call:
+        case Live():
+            return "is_server_live", {}
+        case Ready(model=""):
+            return "is_server_ready", {}
+        case Ready(model, version):
+            return "is_model_ready", _named(model, version)
+        case Metadata(model, version):
+            return "get_model_metadata", _named(model, version)
+        case Config(model, version):
+            return "get_model_config", _named(model, version)
+        case Statistics():
+            return "get_inference_statistics", {}
+        case Infer(model, version, inputs):
+            tensors = [_tensor(infer_input, name, array) for name, array in inputs.items()]
+            return "infer", {**_named(model, version), "inputs": tensors}
+
+
+def answer(model: str, version: str, result: Any, names: list[str], address: str) -> Answer:
+    """The tensors of a tritonclient InferResult. Raises ServerError where bytes and shape disagree."""
+    outputs: dict[str, Array] = {}
+    for name in names:
+        try:
+            outputs[name] = result.as_numpy(name)
+        except ValueError as error:
+            raise ServerError(
+                f"model '{model}' version {version} at {address}: the bytes of output '{name}' do not fit its shape "
+                f"({error}); the server's worker is broken, see its log"
+            ) from None
+    return Answer(outputs, model, version)
+
+
+def refused(call: Call, address: str, kind: type[ClientError], said: str) -> ClientError:
+    """The server itself declined or failed; its words are kept."""
+    said = said.strip().removeprefix("[request id: <id_unknown>] ")
+    if kind is ModelNotFound and any(phrase in said for phrase in _NOT_READY):
+        kind = ModelNotReady
+    advice = {
+        InvalidRequest: "",
+        ModelNotFound: "; the models it serves are listed by Client.models()",
+        ModelNotReady: "; it is not loaded, or the server is shutting down",
+        ServerUnavailable: "; it takes no more work now, ask again later",
+    }.get(kind, "; see the server's log")
+    return kind(f"{address}, asked for {subject(call)}: {said.rstrip('.')}{advice}")
+
+
+def unreachable(address: str, why: str) -> ServerUnavailable:
+    """No connection was made."""
+    return ServerUnavailable(
+        f"no Triton server answers at {address} ({why}); start one with 'python -m serving' or give another address"
+    )
+
+
+def lost(call: Call, address: str, why: str) -> ConnectionLost:
+    """The connection broke after the call was sent."""
+    return ConnectionLost(
+        f"the connection to {address} broke while {subject(call)} was answering ({why}); the request may have run or "
+        "not; check that the server is still up before asking again"
+    )
+
+
+def late(call: Call, address: str, deadline_s: float) -> DeadlineExceeded:
+    """No answer within the deadline."""
+    return DeadlineExceeded(
+        f"{subject(call)} at {address} did not answer within {deadline_s:.3g} s; allow more time or look at its load"
+    )
+
+
+def _named(model: str, version: str) -> dict[str, Any]:
+    return {"model_name": model, "model_version": version}
+
+
+def _tensor(infer_input: Callable[[str, list[int], str], Any], name: str, array: Array) -> Any:
+    tensor = infer_input(name, list(array.shape), DATATYPES[np.dtype(array.dtype)])
+    tensor.set_data_from_numpy(array)
+    return tensor

@@ -1,0 +1,88 @@
+"""Hooks the load test into locust: its options, its summary, the exit status, and results of worker processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from locust.runners import WorkerRunner
+
+from clients.client import DEFAULT_ADDRESS
+from loadtest import thresholds
+from loadtest.pacing import ARRIVALS
+from loadtest.results import Recorder, table
+
+
+def register(events: Any, recorder: Recorder) -> None:
+    """Call once, from a locustfile, with locust's ``events``."""
+    summary: list[str] = []
+
+    def finish(environment: Any, **_: Any) -> None:
+        if isinstance(environment.runner, WorkerRunner) or environment.process_exit_code is not None:
+            return
+        options, rows = environment.parsed_options, recorder.rows()
+        verdicts = thresholds.judge(rows, vars(options))
+        code = environment.process_exit_code = thresholds.exit_code(rows, verdicts)
+        summary.append(table(rows) if rows else "no request was sent")
+        summary.extend(str(verdict) for verdict in verdicts)
+        summary.append("the load test passed" if code == 0 else "the load test FAILED")
+        if options.summary_json:
+            content = {
+                "passed": code == 0,
+                "rate_per_s": options.rate,
+                "arrivals": options.arrivals,
+                "rows": [asdict(row) | {"failure_rate": row.failure_rate} for row in rows],
+                "thresholds": [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts],
+            }
+            options.summary_json.write_text(json.dumps(content, indent=2) + "\n")
+
+    def show(**_: Any) -> None:  # the last event, after locust's own tables
+        if summary:
+            print("\n" + "\n".join(summary), flush=True)
+
+    def send(client_id: str, data: dict[str, Any], **_: Any) -> None:
+        data["open_loop"] = recorder.drain()
+
+    def receive(client_id: str, data: dict[str, Any], **_: Any) -> None:
+        recorder.merge(data.get("open_loop", {}))
+
+    events.init_command_line_parser.add_listener(add_arguments)
+    events.report_to_master.add_listener(send)
+    events.worker_report.add_listener(receive)
+    events.quitting.add_listener(finish)
+    events.quit.add_listener(show)
+
+
+def add_arguments(parser: Any) -> None:
+    """The options of the load test itself; each may be given as LOADTEST_<NAME> in the environment."""
+    load = parser.add_argument_group("load", "open loop: requests arrive at a set rate, whatever the server does")
+
+    def add(option: str, **settings: Any) -> None:
+        variable = "LOADTEST_" + option.removeprefix("--").replace("-", "_").upper()
+        load.add_argument(option, env_var=variable, **settings)
+
+    add("--rate", type=_positive, default=50.0, metavar="N", help="requests per second of all users, %(default)s")
+    add("--arrivals", choices=tuple(ARRIVALS), default="even", help="spacing of the arrivals, %(default)s")
+    add("--deadline", type=_positive, default=5.0, metavar="SECONDS", help="of a request, %(default)s")
+    in_flight = "requests of one user under way at once, %(default)s; arrivals beyond are dropped and count as failed"
+    add("--max-in-flight", type=_count, default=128, metavar="N", help=in_flight)
+    add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="%(default)s")
+    add("--http-address", default=DEFAULT_ADDRESS["http"], metavar="HOST:PORT", help="%(default)s")
+    add("--summary-json", type=Path, default=None, metavar="FILE", help="write the summary there")
+    thresholds.add_arguments(parser)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value

@@ -1,0 +1,109 @@
+"""Locust users that send open-loop load through ``clients``: no protocol is spoken here.
+
+    class GrpcForecaster(OpenLoopUser):
+        protocol = "grpc"
+        model = "load_forecast"
+
+        def workload(self, seed):
+            return forecast_requests(seed)
+
+All users of a run share its ``--rate``, each with its own connection. Locust stops a user by ending its greenlet;
+requests under way are waited for then, so that the slowest are counted too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, ClassVar
+
+import gevent
+from gevent.pool import Group
+from locust import User, task
+from locust.exception import StopTest
+
+import clients
+from loadtest.pacing import ARRIVALS, OpenLoop, Outcome, skip_past
+from loadtest.results import Recorder
+from loadtest.workloads import Inputs
+
+WARM_UP_REQUESTS = 5  # sent, and not counted, before a user begins: connections, descriptions, first-time costs
+
+_EPOCH_S = time.time() - time.perf_counter()
+
+
+def clock_s() -> float:
+    """Seconds that never jump, and that the processes of a distributed run may compare."""
+    return _EPOCH_S + time.perf_counter()
+
+
+class OpenLoopUser(User):
+    """Sends ``workload`` to ``model`` over ``protocol``. One process has one run, so what its users share is here."""
+
+    abstract = True
+    protocol: ClassVar[clients.ProtocolName]
+    model: ClassVar[str]
+
+    recorder: ClassVar[Recorder] = Recorder()
+    _seats: ClassVar[Iterator[int]] = count()
+    _start_s: ClassVar[float | None] = None
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        options = environment.parsed_options
+        self._options = options
+        self._seat = next(OpenLoopUser._seats)
+        self._requests = self.workload(self._seat)
+        self._in_flight = Group()
+        try:
+            self._client = clients.connect(
+                getattr(options, f"{self.protocol}_address"),
+                protocol=self.protocol,
+                request_deadline_s=options.deadline,
+                connections=options.max_in_flight,
+            )
+            for _ in range(WARM_UP_REQUESTS):
+                self._infer()
+        except clients.ClientError as error:
+            environment.process_exit_code = 2
+            raise StopTest(str(error)) from None
+
+    def workload(self, seed: int) -> Iterator[Inputs]:
+        """The requests of one user, without end."""
+        raise NotImplementedError
+
+    @task
+    def arrivals(self) -> None:
+        """Runs until the user is stopped."""
+        if OpenLoopUser._start_s is None:
+            OpenLoopUser._start_s = clock_s()
+        schedule = ARRIVALS[self._options.arrivals]
+        due_times = schedule(self._options.rate, OpenLoopUser._start_s, self._seat, self._options.num_users or 1)
+        OpenLoop(
+            skip_past(due_times, clock_s()),
+            send=self._infer,
+            report=self._report,
+            max_in_flight=self._options.max_in_flight,
+            clock=clock_s,
+            sleep=gevent.sleep,
+            spawn=self._in_flight.spawn,
+        ).run()
+
+    def on_stop(self) -> None:
+        self._in_flight.join()  # each request has a deadline
+        self._client.close()
+
+    def _infer(self) -> None:
+        self._client.infer(self.model, next(self._requests))
+
+    def _report(self, outcome: Outcome) -> None:
+        self.recorder.add(f"{self.protocol} {self.model}", outcome)
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name=self.model,
+            response_time=outcome.latency_ms,
+            response_length=0,
+            exception=outcome.error,
+            context={},
+        )

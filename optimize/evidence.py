@@ -1,0 +1,116 @@
+"""Everything that is known of one stage, gathered the same way for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from onnx import ModelProto
+
+from optimize import verify
+from optimize.benchmark import Candidate, Measurement
+from optimize.data.dataset import Arrays, Split
+from optimize.quantize.coverage import coverage
+from optimize.recipes import Recipe
+from optimize.report import BatchDrift, MetricValue, Parity, Quantized, Stage
+
+WITHIN = 0.01  # how near the teacher's metric the smallest torch model of the comparison must come, relative
+_SAMPLE = 500  # items on which an intermediate stage's batch drift is measured; the published one's is on all
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges stages on one split: teacher and published are the torch answers of those two networks to it."""
+
+    recipe: Recipe
+    split: Split
+    teacher: Arrays
+    published: Arrays
+
+    def torch_stage(self, candidate: Candidate, timed: Measurement, outputs: Arrays) -> Stage:
+        """A torch network: the chain's if it is teacher or student, else one for comparison."""
+        chain = candidate.name.startswith(("teacher_", "student_"))
+        return self._stage(candidate, timed, outputs, "chain" if chain else "beside", None, None, None)
+
+    def onnx_stage(
+        self, candidate: Candidate, timed: Measurement, graph: ModelProto, reference: str, published: bool
+    ) -> Stage:
+        """An ONNX graph: parity with the torch network ``reference``, coverage, and drift in company.
+
+        The task metric of the stage to be published is that of answers given alone.
+        """
+        metric, decision = self.recipe.metric, self.recipe.decision
+        cases = self.split if published else self.split.take(slice(0, _SAMPLE))
+        alone = verify.answers(candidate.run, cases, batch_size=1)
+        drift = verify.batch_invariance(candidate.run, cases, metric, alone, decision)
+        outputs = alone if published else verify.answers(candidate.run, self.split)
+        error = verify.max_abs(outputs, self.published)
+        return self._stage(
+            candidate,
+            timed,
+            outputs,
+            "chain",
+            Parity(error, error / verify.spread(self.published), reference),
+            Quantized(**asdict(coverage(graph))),
+            BatchDrift(**asdict(drift)),
+        )
+
+    def _stage(
+        self,
+        candidate: Candidate,
+        timed: Measurement,
+        outputs: Arrays,
+        role: str,
+        parity: Parity | None,
+        quantized: Quantized | None,
+        drift: BatchDrift | None,
+    ) -> Stage:
+        metric, groups = self.recipe.metric, self.split.groups
+        ours, reference = metric.statistics(outputs, self.split), metric.statistics(self.teacher, self.split)
+        loss, low, high = verify.relative_loss(metric, ours, reference, groups)
+        return Stage(
+            name=candidate.name,
+            role=role,
+            runtime=candidate.runtime,
+            precision=candidate.precision,
+            parameters=candidate.parameters,
+            size_bytes=candidate.size_bytes,
+            latency_ms=timed.latency_ms,
+            throughput_per_s=timed.throughput_per_s,
+            throughput_batch=timed.batch,
+            server_latency_ms=None,
+            metric=MetricValue(
+                name=metric.name,
+                value=metric.value(ours.sum(axis=0)),
+                ci95=verify.confidence(metric, ours, groups),
+                higher_is_better=metric.higher_is_better,
+                loss_to_teacher=loss,
+                loss_to_teacher_ci95=(low, high),
+            ),
+            parity=parity,
+            quantized=quantized,
+            batch_invariance=drift,
+        )
+
+
+def comparisons(stages: list[Stage], chosen: str) -> dict[str, float]:
+    """The ratios that matter, p50 at batch 1: of the chain, of the same network, and against the cheapest rival.
+
+    The rival is the smallest torch network, distilled or not, whose metric is within 1 % of the teacher's: what one
+    could serve without any of this.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    published, teacher = by_name[chosen], by_name["teacher_torch_fp32"]
+    fp32 = next(stage for stage in stages if stage.runtime == "onnxruntime")
+    same = by_name[fp32.name.replace("_onnx_fp32", "_torch_fp32")]
+    rivals = [stage for stage in stages if stage.runtime == "torch" and stage.metric.loss_to_teacher <= WITHIN]
+    rival = min(rivals, key=lambda stage: stage.parameters)
+    speed = {
+        "faster than the torch teacher": teacher,
+        "faster than the same network in torch": same,
+        "faster than the same network in ONNX fp32": fp32,
+        f"faster than the smallest torch network within 1 % of the teacher ({rival.name})": rival,
+    }
+    ratios = {label: stage.latency_ms.p50 / published.latency_ms.p50 for label, stage in speed.items()}
+    ratios["smaller than the torch teacher"] = teacher.size_bytes / published.size_bytes
+    ratios["items per second against the torch teacher"] = published.throughput_per_s / teacher.throughput_per_s
+    return ratios

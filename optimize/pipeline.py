@@ -1,0 +1,324 @@
+"""From a trained checkpoint to a published, proven model: ``STAGES``, in order, each filling in the ``Work``.
+
+    report = run(recipes.load("load_forecast"), None, Options(quantize=True))
+
+Every artefact on the way is measured by the same functions and stands in one report. When a gate fails the report is
+still written, but nothing is published, and what was published before keeps serving.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from onnx import ModelProto
+from rich.progress import Progress
+from torch import nn
+
+from optimize import fuse, onnx_export, repository, verify
+from optimize.benchmark import Candidate, environment, measure, onnx_candidate, torch_candidate, torch_threads
+from optimize.card import manifest, model_card
+from optimize.checkpoint import Sidecar, load_checkpoint, path_of
+from optimize.data.dataset import Arrays, Dataset
+from optimize.distill import distill
+from optimize.errors import UserError
+from optimize.evidence import Judge, comparisons
+from optimize.quantize import dynamic, plan
+from optimize.quantize.coverage import planned_share
+from optimize.recipes import Recipe, Variant
+from optimize.report import GateResult, Published, Report, Stage, to_json, write
+from optimize.train import predict
+from optimize.verify import Gate
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked to do and where; paths are relative to the working directory."""
+
+    quantize: bool = False
+    distill: bool = False
+    retune: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    data: Path | None = None
+    checkpoints: Path = Path("checkpoints")
+    artifacts: Path = Path("artifacts")
+    model_repository: Path = Path("model_repository")
+    rounds: int = 200
+
+
+@dataclass
+class Work:
+    """What one run has so far; every stage reads what earlier ones left and adds its own."""
+
+    recipe: Recipe
+    name: str  # of the variant
+    variant: Variant
+    options: Options
+    progress: Progress
+    dataset: Dataset = field(init=False)
+    networks: dict[str, tuple[nn.Module, Sidecar]] = field(default_factory=dict)
+    graphs: dict[str, ModelProto] = field(default_factory=dict)  # by stage name, in order
+    fusion: dict[str, int] = field(default_factory=dict)
+    plan: plan.Plan = field(default_factory=dict)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    torch_answers: dict[str, Arrays] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    chosen: str = ""  # the stage that is to be published
+    gates: list[Gate] = field(default_factory=list)
+    published: Published | None = None
+    report: Report = field(init=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.options.artifacts / self.recipe.name / self.name
+
+    @property
+    def parameters(self) -> int:
+        """Of the network that is published."""
+        return sum(parameter.numel() for parameter in self.networks[self.variant.published][0].parameters())
+
+    def onnx_path(self, stage: str) -> Path:
+        return self.folder / f"{stage}.onnx"
+
+
+def load_data(work: Work) -> None:
+    """The recipe's data set, or its seeded stand-in."""
+    work.dataset = work.recipe.load(work.options.data)
+    LOG.info("data: %s", work.dataset.source)
+
+
+def load_teacher(work: Work) -> None:
+    """The trained networks that are compared: the teacher must be there, comparison networks may."""
+    for network, definition in work.variant.networks.items():
+        path = path_of(work.options.checkpoints, work.recipe.name, work.name, network)
+        if network == "teacher" or (network != "student" and path.exists()):
+            work.networks[network] = load_checkpoint(path, definition)
+
+
+def distil_student(work: Work) -> None:
+    """Reuse the student whose recorded teacher is the teacher at hand; otherwise, or on request, distil it anew."""
+    if "student" not in work.variant.networks:
+        return
+    path = path_of(work.options.checkpoints, work.recipe.name, work.name, "student")
+    if path.exists() and not work.options.distill:
+        student = load_checkpoint(path, work.variant.networks["student"])
+        if student[1].teacher_sha256 == work.networks["teacher"][1].sha256:
+            work.networks["student"] = student
+            return
+        LOG.warning("the saved student was distilled from another teacher: distilling it anew")
+    distill(work.recipe, work.name, work.dataset, work.options.checkpoints, work.progress)
+    work.networks["student"] = load_checkpoint(path, work.variant.networks["student"])
+
+
+def export_onnx(work: Work) -> None:
+    """The published network to ONNX."""
+    module, _ = work.networks[work.variant.published]
+    _add_graph(work, "fp32", onnx_export.export(module, work.variant.spec, work.variant.opset_version))
+
+
+def fuse_graph(work: Work) -> None:
+    """Fold and fuse; the interface must survive it."""
+    fused, work.fusion = fuse.fuse(next(iter(work.graphs.values())))
+    onnx_export.check(fused, work.variant.spec)
+    _add_graph(work, "fused", fused)
+
+
+def quantize_graph(work: Work) -> None:
+    """Follow the committed plan; measure a new one when there is none yet, or on request."""
+    if not work.options.quantize or work.options.device == "cuda":
+        return  # int8 is for CPUs
+    fused = list(work.graphs.values())[-1]
+    assert work.recipe.file is not None
+    path = work.recipe.file.with_suffix(".plan.json")
+    saved = None if work.options.retune else plan.read(path, work.name)
+    if saved is None:
+        saved = dynamic.measure_plan(fused, work.dataset.validation)
+        plan.write(path, work.name, saved)
+    plan.check(saved, plan.weighted_operators(fused), path)
+    work.plan = saved
+    if any(choice.precision == "int8" for choice in saved.values()):
+        _add_graph(work, "int8", dynamic.quantize(fused, saved))
+    else:
+        LOG.warning("nothing is quantised: the plan keeps every operator in fp32 (%s)", path)
+
+
+def measure_stages(work: Work) -> None:
+    """Time all candidates interleaved; then metric, parity, coverage and batch drift of each."""
+    spec, split = work.variant.spec, work.dataset.test
+    order = ["teacher", *[key for key in ("student",) if key in work.networks]]
+    order += [key for key in work.networks if key not in order]
+    for network in order:
+        name = f"{network}_torch_fp32"
+        work.candidates[name] = torch_candidate(name, work.networks[network][0], spec)
+    for name in work.graphs:
+        precision = "int8" if name.endswith("int8") else "fp32"
+        work.candidates[name] = onnx_candidate(
+            name, work.onnx_path(name), precision, work.parameters, device=work.options.device
+        )
+    with torch_threads(1):
+        timed = measure(list(work.candidates.values()), split, work.options.rounds, progress=work.progress)
+    judge = Judge(
+        work.recipe, work.dataset.test, _torch_answers(work, "teacher"), _torch_answers(work, work.variant.published)
+    )
+    bar = work.progress.add_task("answering the test set", total=len(work.candidates))
+    for name, candidate in work.candidates.items():
+        if candidate.runtime == "torch":
+            stage = judge.torch_stage(candidate, timed[name], _torch_answers(work, name.removesuffix("_torch_fp32")))
+        else:
+            published = name == list(work.graphs)[-1]
+            stage = judge.onnx_stage(
+                candidate, timed[name], work.graphs[name], f"{work.variant.published}_torch_fp32", published
+            )
+        work.stages.append(stage)
+        work.progress.advance(bar)
+
+
+def verify_gates(work: Work) -> None:
+    """Choose the fastest stage that keeps its promises, and hold it against the tolerances."""
+    limits = work.variant.tolerances
+    stages = {stage.name: stage for stage in work.stages}
+    onnx_stages = [stages[name] for name in work.graphs]
+    chosen = onnx_stages[-1]
+    if chosen.precision == "int8" and chosen.latency_ms.p50 > onnx_stages[-2].latency_ms.p50:
+        LOG.warning("%s is slower than %s, which is published instead", chosen.name, onnx_stages[-2].name)
+        chosen = onnx_stages[-2]
+    work.chosen = chosen.name
+    for stage in onnx_stages:
+        assert stage.parity is not None
+        int8 = stage.precision == "int8"
+        limit = limits.parity_int8 if int8 else limits.parity_fp32
+        advice = (
+            "keep more operators in fp32 in the plan"
+            if int8
+            else "the export or a fusion changed the function: report it"
+        )
+        work.gates.append(Gate(f"parity of {stage.name}", stage.parity.relative, limit, advice))
+    assert chosen.batch_invariance is not None
+    work.gates += [
+        Gate(
+            "metric loss to teacher",
+            chosen.metric.loss_to_teacher,
+            limits.metric_loss,
+            "use a larger student, distil longer, or keep more operators in fp32",
+        ),
+        Gate(
+            "metric change in company",
+            chosen.batch_invariance.metric_change,
+            limits.batch_metric_change,
+            "keep more operators in fp32",
+        ),
+    ]
+    if chosen.precision == "int8":
+        share, missed = planned_share(work.graphs[list(work.graphs)[-2]], work.graphs[chosen.name], work.plan)
+        advice = f"still in fp32: {', '.join(missed) or 'nothing'}; use --retune"
+        work.gates.append(Gate("planned weights in int8", share, limits.weight_coverage, advice, at_least=True))
+
+
+def publish_version(work: Work) -> None:
+    """Put the chosen stage into the model repository as a new version, if every gate passed."""
+    if not all(gate.passed for gate in work.gates):
+        return
+    stage = next(stage for stage in work.stages if stage.name == work.chosen)
+    serving = replace(work.variant.serving, kind="gpu" if work.options.device == "cuda" else "cpu")
+    draft = _report(work)
+    published = repository.publish(
+        work.options.model_repository,
+        work.variant.spec,
+        serving,
+        work.onnx_path(work.chosen),
+        {
+            "manifest.json": manifest(draft, stage, {name: sidecar for name, (_, sidecar) in work.networks.items()}),
+            "README.md": model_card(draft, stage, work.variant.spec).encode(),
+            "report.json": to_json(draft).encode(),
+        },
+    )
+    work.published = Published(str(published.path), published.version, published.sha256, work.chosen)
+    LOG.info("%s %s", "already published:" if published.reused else "published:", published.path)
+
+
+def write_report(work: Work) -> None:
+    """report.json, report.md and report.html beside the artefacts."""
+    work.report = _report(work)
+    for path in write(work.report, work.folder):
+        LOG.info("report: %s", path)
+
+
+STAGES: list[tuple[str, Callable[[Work], None]]] = [
+    ("load data", load_data),
+    ("load teacher", load_teacher),
+    ("distil student", distil_student),
+    ("export to ONNX", export_onnx),
+    ("fuse", fuse_graph),
+    ("quantise", quantize_graph),
+    ("measure", measure_stages),
+    ("verify", verify_gates),
+    ("publish", publish_version),
+    ("report", write_report),
+]
+
+
+def run(recipe: Recipe, variant: str | None, options: Options, progress: Progress | None = None) -> Report:
+    """Run all stages.
+
+    Raises UserError for bad input, and GateError after the report is written when a gate fails.
+    """
+    name, chosen = recipe.variant(variant)
+    progress = progress or Progress(disable=True)
+    work = Work(recipe, name, chosen, options, progress)
+    _require_writable(work.folder)
+    bar = progress.add_task("pipeline", total=len(STAGES))
+    for label, stage in STAGES:
+        progress.update(bar, description=f"[bold]{label}")
+        stage(work)
+        progress.advance(bar)
+    verify.require(work.gates)
+    return work.report
+
+
+def _add_graph(work: Work, what: str, graph: ModelProto) -> None:
+    stage = f"{work.variant.published}_onnx_{what}"
+    work.graphs[stage] = graph
+    onnx_export.save(graph, work.onnx_path(stage))
+
+
+def _torch_answers(work: Work, network: str) -> Arrays:
+    """A network's answers to the test set, computed once; torch answers alike in any company."""
+    if network not in work.torch_answers:
+        work.torch_answers[network] = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
+    return work.torch_answers[network]
+
+
+def _report(work: Work) -> Report:
+    return Report(
+        model=work.recipe.name,
+        variant=work.name,
+        default=work.name == work.recipe.default_variant,
+        data=work.dataset.source,
+        environment={**environment(threads=1), "device": work.options.device},
+        stages=work.stages,
+        gates=[GateResult(gate.name, gate.passed, gate.value, gate.limit, gate.advice) for gate in work.gates],
+        published=work.published,
+        baselines={name: baseline(work.dataset.test) for name, baseline in work.recipe.baselines.items()},
+        comparisons=comparisons(work.stages, work.chosen),
+        fusion=work.fusion,
+        plan={node: asdict(choice) for node, choice in work.plan.items()},
+        notes=[f"{name}: {network.note}" for name, network in work.variant.networks.items() if network.note],
+    )
+
+
+def _require_writable(folder: Path) -> None:
+    """Fail at the beginning, not after minutes of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"'{folder}' cannot be written: {error.strerror}; choose another folder with --artifacts"
+        ) from None

@@ -1,0 +1,1 @@
+"""A running Triton Inference Server from a model repository: ``python -m serving``."""

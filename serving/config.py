@@ -1,0 +1,44 @@
+"""What a server is started with: where the models are, where it listens, how much it may cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimize.errors import UserError
+
+PORT_OPTIONS = {"http_port": "--http-port", "grpc_port": "--grpc-port", "metrics_port": "--metrics-port"}
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The choices of the person who starts a server.
+
+    A port of 0 lets the operating system choose a free one. tritonserver: the program to run; by default the one on
+    PATH, else the one of the nvidia-pytriton wheel. cache_mb: size of the response cache in MiB, 0 for none; only
+    models whose config.pbtxt asks for it use it. verbose: copy Triton's log to stderr.
+    """
+
+    model_repository: Path = Path("model_repository")
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    tritonserver: Path | None = None
+    cache_mb: int = 64
+    verbose: bool = False
+    start_timeout_s: float = 180.0
+    drain_timeout_s: int = 30
+
+    def __post_init__(self) -> None:
+        for name, option in PORT_OPTIONS.items():
+            port = getattr(self, name)
+            if not 0 <= port <= 65535:
+                raise UserError(f"{option} is {port}; expected 0 (any free port) to 65535")
+        chosen = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
+        if len(set(chosen)) < len(chosen):
+            raise UserError(
+                f"--http-port, --grpc-port and --metrics-port must differ, got {', '.join(map(str, chosen))}"
+            )
+        if self.cache_mb < 0:
+            raise UserError(f"--cache-mb is {self.cache_mb}; expected 0 (no cache) or more")

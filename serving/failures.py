@@ -1,0 +1,45 @@
+"""Why a Triton ended, in one line, out of the pages that it logs."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+_ERROR = re.compile(r"^E\d{4} \S+ \d+ \S+\] (?P<message>.*)$", re.MULTILINE)
+_FATAL = re.compile(r"^error: (?P<message>.*)$", re.MULTILINE)
+_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)", re.DOTALL)
+_PARSE = re.compile(r"Error parsing text-format \S+: (?P<message>.*)")
+_TRACEBACK = re.compile(r"\s*\bAt:\n.*", re.DOTALL)
+
+# Logged as an error on every machine without a GPU.
+_HARMLESS = "CudaDriverHelper has not been initialized"
+
+
+def explain(log: str, status: int) -> str:
+    """The reason in one line.
+
+    log: what Triton wrote. status: its exit status as subprocess gives it, negative for the signal that ended it.
+    """
+    errors = [text for match in _ERROR.finditer(log) if _HARMLESS not in (text := _unquote(match["message"]))]
+    reasons = [
+        f"model '{load['model']}' version {load['version']}: {load['reason']}"
+        for load in map(_LOAD.match, errors)
+        if load
+    ]
+    if not reasons:
+        reasons = errors + [match["message"] for match in _PARSE.finditer(log)]
+    if not reasons:
+        reasons = [match["message"] for match in _FATAL.finditer(log)]
+    if status < 0:
+        reasons.insert(0, f"ended by {signal.Signals(-status).name}")
+    condensed = dict.fromkeys(" ".join(_TRACEBACK.sub("", reason).split()) for reason in reasons)
+    return "; ".join(condensed) or f"exit status {status}, last line: {(log.splitlines() or ['none'])[-1]}"
+
+
+def _unquote(message: str) -> str:
+    """Triton 24.10 writes messages as JSON strings, on one line whatever they hold; others write them bare."""
+    try:
+        return str(json.loads(message))
+    except ValueError:
+        return message.strip('"')
