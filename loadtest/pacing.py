@@ -14,14 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from random import Random
 
 SPIN_S = 0.001  # timers wake up to a millisecond late: the last one before a due time is spent yielding instead
+STOP_S = 0.25  # a stop takes a moment to arrive; what falls due in it was no longer wanted
 
 
 class Dropped(Exception):
-    """An arrival that was not sent: too many requests were under way already. It counts as failed."""
+    """An arrival that was not sent, whether server or generator held it up. It counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class OpenLoop:
     ) -> None:
         self.in_flight = 0
         self._due_times = due_times
+        self._due_s = next(due_times, math.inf)  # of the next arrival
         self._send = send
         self._report = report
         self._max_in_flight = max_in_flight
@@ -100,15 +103,24 @@ class OpenLoop:
 
     def run(self) -> None:
         """Go on until the due times end (those of a load test do not: it is stopped from outside)."""
-        for due_s in self._due_times:
-            self._wait_until(due_s)
+        while self._due_s < math.inf:
+            self._wait_until(self._due_s)
+            due_s, self._due_s = self._due_s, next(self._due_times, math.inf)
             if self.in_flight >= self._max_in_flight:
-                now_s = self._clock()
-                full = Dropped(f"{self._max_in_flight} requests were under way already (--max-in-flight)")
-                self._report(Outcome(due_s, now_s, now_s, full))
+                self._drop(due_s, f"{self._max_in_flight} requests were under way already (--max-in-flight)")
             else:
                 self.in_flight += 1
-                self._spawn(lambda due_s=due_s: self._request(due_s))  # type: ignore[misc]
+                self._spawn(partial(self._request, due_s))
+
+    def abandon(self) -> None:
+        """After a stop: what was due before and never started is reported too, or a slow generator would hide it."""
+        while self._due_s < self._clock() - STOP_S:
+            due_s, self._due_s = self._due_s, next(self._due_times, math.inf)
+            self._drop(due_s, "the generator was too slow to send it; use more processes (--processes) or a lower rate")
+
+    def _drop(self, due_s: float, why: str) -> None:
+        now_s = self._clock()
+        self._report(Outcome(due_s, now_s, now_s, Dropped(why)))
 
     def _wait_until(self, due_s: float) -> None:
         # Always yield once, even when behind: what was spawned must start, and what was received must be read.

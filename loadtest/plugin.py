@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from locust.runners import WorkerRunner
 from clients.client import DEFAULT_ADDRESS
 from loadtest import thresholds
 from loadtest.pacing import ARRIVALS
-from loadtest.results import Recorder, table
+from loadtest.results import Recorder, Row, table
 
 
 def register(events: Any, recorder: Recorder) -> None:
@@ -33,10 +34,10 @@ def register(events: Any, recorder: Recorder) -> None:
                 "passed": code == 0,
                 "rate_per_s": options.rate,
                 "arrivals": options.arrivals,
-                "rows": [asdict(row) | {"failure_rate": row.failure_rate} for row in rows],
-                "thresholds": [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts],
+                "rows": [_plain(row, failure_rate=row.failure_rate) for row in rows],
+                "thresholds": [_plain(verdict, passed=verdict.passed) for verdict in verdicts],
             }
-            options.summary_json.write_text(json.dumps(content, indent=2) + "\n")
+            options.summary_json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def show(**_: Any) -> None:  # the last event, after locust's own tables
         if summary:
@@ -74,15 +75,20 @@ def add_arguments(parser: Any) -> None:
     thresholds.add_arguments(parser)
 
 
+def _plain(result: Row | thresholds.Verdict, **more: Any) -> dict[str, Any]:
+    fields = asdict(result) | more
+    return {name: None if value != value else value for name, value in fields.items()}  # JSON knows no NaN
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
     return value
 
 
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of at least 1")
     return value

@@ -13,6 +13,8 @@ requests under way are waited for then, so that the slowest are counted too.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -21,7 +23,6 @@ from typing import Any, ClassVar
 import gevent
 from gevent.pool import Group
 from locust import User, task
-from locust.exception import StopTest
 
 import clients
 from loadtest.pacing import ARRIVALS, OpenLoop, Outcome, skip_past
@@ -29,6 +30,8 @@ from loadtest.results import Recorder
 from loadtest.workloads import Inputs
 
 WARM_UP_REQUESTS = 5  # sent, and not counted, before a user begins: connections, descriptions, first-time costs
+
+logger = logging.getLogger(__name__)
 
 _EPOCH_S = time.time() - time.perf_counter()
 
@@ -56,18 +59,8 @@ class OpenLoopUser(User):
         self._seat = next(OpenLoopUser._seats)
         self._requests = self.workload(self._seat)
         self._in_flight = Group()
-        try:
-            self._client = clients.connect(
-                getattr(options, f"{self.protocol}_address"),
-                protocol=self.protocol,
-                request_deadline_s=options.deadline,
-                connections=options.max_in_flight,
-            )
-            for _ in range(WARM_UP_REQUESTS):
-                self._infer()
-        except clients.ClientError as error:
-            environment.process_exit_code = 2
-            raise StopTest(str(error)) from None
+        self._client: clients.Client | None = None
+        self._loop: OpenLoop | None = None
 
     def workload(self, seed: int) -> Iterator[Inputs]:
         """The requests of one user, without end."""
@@ -76,11 +69,12 @@ class OpenLoopUser(User):
     @task
     def arrivals(self) -> None:
         """Runs until the user is stopped."""
+        self._prepare()
         if OpenLoopUser._start_s is None:
             OpenLoopUser._start_s = clock_s()
         schedule = ARRIVALS[self._options.arrivals]
         due_times = schedule(self._options.rate, OpenLoopUser._start_s, self._seat, self._options.num_users or 1)
-        OpenLoop(
+        self._loop = OpenLoop(
             skip_past(due_times, clock_s()),
             send=self._infer,
             report=self._report,
@@ -88,13 +82,35 @@ class OpenLoopUser(User):
             clock=clock_s,
             sleep=gevent.sleep,
             spawn=self._in_flight.spawn,
-        ).run()
+        )
+        self._loop.run()
 
     def on_stop(self) -> None:
+        if self._loop:
+            self._loop.abandon()
         self._in_flight.join()  # each request has a deadline
-        self._client.close()
+        if self._client:
+            self._client.close()
+
+    def _prepare(self) -> None:
+        try:
+            self._client = clients.connect(
+                getattr(self._options, f"{self.protocol}_address"),
+                protocol=self.protocol,
+                request_deadline_s=self._options.deadline,
+                connections=self._options.max_in_flight,
+            )
+            for _ in range(WARM_UP_REQUESTS):
+                self._infer()
+        except clients.ClientError as error:  # without a server there is nothing to measure: end the whole test
+            if self.environment.process_exit_code is None:
+                logger.error(error)
+                self.environment.process_exit_code = 2
+                gevent.spawn(self.environment.runner.quit)  # ends all users, so not from this one's greenlet
+            gevent.sleep(math.inf)
 
     def _infer(self) -> None:
+        assert self._client is not None
         self._client.infer(self.model, next(self._requests))
 
     def _report(self, outcome: Outcome) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from optimize import command, pipeline, recipes
+from optimize.report import Report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,11 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_summary(report, options.artifacts)
 
 
-def print_summary(report: pipeline.Report, artifacts: Path) -> None:
+def print_summary(report: Report, artifacts: Path) -> None:
     """The stages as a table, the ratios, and where the rest is."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(
         "stage", "p50 ms", "p99 ms", "MB", report.stages[0].metric.name, title=f"{report.model}/{report.variant}"
     )

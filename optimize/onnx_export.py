@@ -8,21 +8,20 @@ dtypes, shapes, RNN weights and the target runtime's limits are checked on the f
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 from torch import nn
 
 from optimize.errors import UserError
 from optimize.specs import ModelSpec, TensorSpec
+from optimize.target_runtime import MAX_IR_VERSION, MAX_OPSETS
 
-# What the ONNX Runtime of the official Triton image (24.10: ONNX Runtime 1.19) can load.
-MAX_OPSET, MAX_IR_VERSION = 21, 10
 BATCH = "batch"
 EXAMPLE_BATCH = 2
 
@@ -44,20 +43,20 @@ def export(module: nn.Module, spec: ModelSpec, opset_version: int = 17) -> Model
         name: {0: BATCH, **{i + 1: size for i, size in enumerate(shape) if isinstance(size, str)}}
         for name, shape in axes
     }
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
+        path = Path(folder) / "model.onnx"
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecation and of batch-dependent RNN states
         torch.onnx.export(
             module.eval(),
             example_inputs(spec),
-            buffer,
+            path,
             input_names=spec.input_names,
             output_names=spec.output_names,
             dynamic_axes=dynamic,
             opset_version=opset_version,
             dynamo=False,
         )
-    model = onnx.load_from_string(buffer.getvalue())
+        model = onnx.load(path)
     _name_dynamic_outputs(model, spec)
     check(model, spec)
     return model
@@ -101,10 +100,10 @@ def check(model: ModelProto, spec: ModelSpec) -> None:
         if attributes.get("layout", 0) != 0:
             raise ExportError(f"{node.op_type} '{node.name}': layout=1, which ONNX Runtime refuses")
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset > MAX_OPSET or model.ir_version > MAX_IR_VERSION:
+    if opset > MAX_OPSETS[""] or model.ir_version > MAX_IR_VERSION:
         raise ExportError(
-            f"opset {opset} with IR version {model.ir_version}: the target runtime reads at most opset {MAX_OPSET} "
-            f"with IR version {MAX_IR_VERSION}"
+            f"opset {opset}, IR version {model.ir_version}: the target runtime reads at most opset {MAX_OPSETS['']}, "
+            f"IR version {MAX_IR_VERSION}; lower the variant's opset_version"
         )
 
 
@@ -167,12 +166,3 @@ def _name_dynamic_outputs(model: ModelProto, spec: ModelSpec) -> None:
                     axis.dim_value = size
                 else:
                     axis.dim_param = size
-
-
-def initializer_arrays(model: ModelProto) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    """The main graph's constants by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def is_float(tensor: TensorProto) -> bool:
-    return bool(tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16))

@@ -131,8 +131,8 @@ def from_json(text: str) -> Report:
 
 
 def _stage(values: dict[str, Any]) -> Stage:
-    metric = values["metric"]
-    metric = MetricValue(**{key: tuple(item) if isinstance(item, list) else item for key, item in metric.items()})
+    pairs = {key: tuple(values["metric"][key]) for key in ("ci95", "loss_to_teacher_ci95")}
+    metric = MetricValue(**{**values["metric"], **pairs})
     nested = {
         "latency_ms": Latency,
         "server_latency_ms": Latency,

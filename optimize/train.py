@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,11 @@ def fit(
         div_factor=10,
         final_div_factor=100,
     )
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay), use_buffers=False)
+    average = AveragedModel(
+        module,
+        multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay),  # type: ignore[no-untyped-call]
+        use_buffers=False,
+    )
     order = np.random.default_rng(settings.seed)
     values: list[float] = []
     best = copy.deepcopy(average.module)
@@ -183,8 +187,7 @@ def _batch(arrays: Arrays, items: NDArray[np.int64]) -> Tensors:
 
 
 def _best(metric: Metric, values: list[float]) -> int:
-    choose: Callable[[list[float]], np.intp] = np.argmax if metric.higher_is_better else np.argmin  # type: ignore[assignment]
-    return int(choose(values))
+    return int(np.argmax(values) if metric.higher_is_better else np.argmin(values))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

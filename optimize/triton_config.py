@@ -66,7 +66,7 @@ def to_config(spec: ModelSpec, serving: ServingSpec) -> pb.ModelConfig:
     if spec.states:
         _add_sequence_batching(config, spec, serving)
     else:
-        _add_dynamic_batching(config, spec, serving)
+        _add_dynamic_batching(config, serving)
     return config
 
 
@@ -149,29 +149,11 @@ def _parameters(spec: ModelSpec, serving: ServingSpec) -> dict[str, str]:
     return parameters
 
 
-def _add_dynamic_batching(config: pb.ModelConfig, spec: ModelSpec, serving: ServingSpec) -> None:
+def _add_dynamic_batching(config: pb.ModelConfig, serving: ServingSpec) -> None:
     config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
     config.dynamic_batching.preferred_batch_size.extend(serving.preferred_batch)
     if serving.response_cache:
         config.response_cache.enable = True
-    _add_warmup(config, spec)
-
-
-def _add_warmup(config: pb.ModelConfig, spec: ModelSpec) -> None:
-    """One request of zeros before the model counts as ready: a model that loads but cannot run is found out then.
-
-    Only where every size is known, by its smallest bucket if dynamic, and never for models with states: a warm-up
-    request passes by the sequence scheduler, which is what brings the states.
-    """
-    sizes = {axis: buckets[0] for axis, buckets in spec.buckets.items()}
-    if any(isinstance(size, str) and size not in sizes for tensor in spec.inputs for size in tensor.shape):
-        return
-    warmup = config.model_warmup.add(name="zeros", batch_size=1)
-    for tensor in spec.inputs:
-        entry = warmup.inputs[tensor.name]
-        entry.data_type = pb.DataType.Value(TRITON_TYPES[tensor.dtype])
-        entry.dims.extend(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
-        entry.zero_data = True
 
 
 def _add_sequence_batching(config: pb.ModelConfig, spec: ModelSpec, serving: ServingSpec) -> None:

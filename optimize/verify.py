@@ -73,12 +73,12 @@ def answers(run: Run, split: Split, batch_size: int = COMPANY) -> Arrays:
 
 def max_abs(outputs: Arrays, reference: Arrays) -> float:
     """The largest absolute difference over all outputs; NaN if either has NaN."""
-    return max(float(np.max(np.abs(outputs[name].astype(np.float64) - reference[name]))) for name in reference)
+    return max(float(np.max(np.abs(outputs[name].astype(float) - reference[name].astype(float)))) for name in reference)
 
 
 def spread(reference: Arrays) -> float:
     """The smallest standard deviation of an output: the scale against which an error is large or small."""
-    return min(float(np.std(values)) for values in reference.values())
+    return min(float(np.std(values.astype(float))) for values in reference.values())
 
 
 def batch_invariance(

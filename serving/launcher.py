@@ -10,31 +10,33 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from optimize.errors import UserError
-from serving import failures, flags, health, installation, inventory, lifeline, ports, running
+from serving import failures, flags, health, installation, inventory, leftovers, lifeline, ports, running
 from serving.config import ServerConfig
 from serving.stopping import StopRequests
 
-_SHARED_MEMORY = Path("/dev/shm")
 _POLL_S = 0.05
+_ATTEMPTS = 3  # when somebody takes a port that the system had just chosen for us
 _GRACE_S = 15.0  # beyond the drain time: unloading models and ending workers
-_LEFTOVER_S = 5.0  # how long workers whose server was killed may take to notice
+_WORKERS_S = 5.0  # how long workers whose server was killed may take to notice
 
 
 class StartCancelled(Exception):
     """Somebody asked to stop before the server was ready."""
+
+
+class PortTaken(UserError):
+    """Something else began to listen on a port that had just been free."""
 
 
 class Server:
@@ -47,7 +49,6 @@ class Server:
         self.config = config
         self.models: list[health.LoadedModel] = []
         self.skipped: dict[str, str] = {}
-        self._id = f"seqserve-{os.getpid()}-{secrets.token_hex(4)}"
         self._key = secrets.token_hex(16)
         self._workspace: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,7 +85,7 @@ class Server:
     def log(self) -> Path:
         """Triton's log: removed when the server stops as asked, kept when it fails."""
         assert self._workspace is not None, "the server was not started"
-        return self._workspace / "tritonserver.log"
+        return self._workspace / leftovers.LOG_NAME
 
     def start(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Return when every model answers; raises UserError saying why if that cannot be.
@@ -93,18 +94,14 @@ class Server:
         """
         stock = inventory.take(self.config.model_repository)
         self.skipped = stock.skipped
-        self._workspace = Path(tempfile.mkdtemp(prefix="seqserve-"))
-        try:
-            program = installation.find(self.config.tritonserver, self._workspace)
-            chosen = ports.choose(self.config)
-            command = flags.command_line(self.config, program, chosen, stock.models, self._id, self._key)
-            self._launch(command, program.environment)
-            at = {name: ports.reachable(self.config.host, port) for name, port in vars(chosen).items()}
-            self._wait_until_ready(at["http_port"], [at["grpc_port"], at["metrics_port"]], cancelled)
-            self._announce(at)
-        except BaseException as error:
-            self.stop(keep_log=isinstance(error, UserError) and self._process is not None)
-            raise
+        leftovers.sweep()
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                self._start(stock.models, cancelled)
+                return
+            except PortTaken:
+                if not attempts_left or 0 not in (self.config.http_port, self.config.grpc_port, self.config.metrics_port):
+                    raise
 
     def watch(self, until: Callable[[], bool]) -> None:
         """Return when ``until`` says True; raises UserError if Triton ends before that."""
@@ -123,10 +120,8 @@ class Server:
         if self._process is not None:
             self._end(self._process)
             self._process = None
-            for region in _SHARED_MEMORY.glob(f"{self._id}_*"):
-                region.unlink(missing_ok=True)
         if self._workspace is not None:
-            shutil.rmtree(self._workspace / "backends" if keep_log else self._workspace, ignore_errors=True)
+            leftovers.remove(self._workspace, keep_log)
             self._workspace = None
 
     def kill(self) -> None:
@@ -144,9 +139,23 @@ class Server:
     ) -> None:
         self.stop()
 
+    def _start(self, models: Sequence[str], cancelled: Callable[[], bool]) -> None:
+        self._workspace = leftovers.new_workspace()
+        try:
+            program = installation.find(self.config.tritonserver, self._workspace)
+            chosen = ports.choose(self.config)
+            command = flags.command_line(self.config, program, chosen, models, self._workspace.name, self._key)
+            self._launch(command, program.environment)
+            at = {name: ports.reachable(self.config.host, port) for name, port in vars(chosen).items()}
+            self._wait_until_ready(at["http_port"], [at["grpc_port"], at["metrics_port"]], cancelled)
+            self._announce(at)
+        except BaseException as error:
+            self.stop(keep_log=isinstance(error, UserError) and self._process is not None)
+            raise
+
     def _launch(self, command: list[str], environment: dict[str, str]) -> None:
         # A session of its own: Ctrl-C in the terminal then reaches only the launcher, which stops Triton in order.
-        with self.log.open("wb") as log:
+        with leftovers.open_log(self.log.parent) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", lifeline.__file__, str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
@@ -158,14 +167,21 @@ class Server:
 
     def _wait_until_ready(self, http: str, others: list[str], cancelled: Callable[[], bool]) -> None:
         assert self._process is not None
+        assert self._workspace is not None
         deadline = time.monotonic() + self.config.start_timeout_s
         # The id tells our server from another that took the port in the meantime.
-        while not (health.server_id(http) == self._id and health.is_ready(http) and all(map(health.accepts, others))):
+        while not (
+            health.server_id(http) == self._workspace.name
+            and health.is_ready(http)
+            and all(map(health.accepts, others))
+        ):
             self._show_log()
             if cancelled():
                 raise StartCancelled
             if self._process.poll() is not None:
-                raise UserError(f"Triton did not start: {self._last_words()}")
+                reason = self._last_words()
+                kind = PortTaken if "already in use" in reason else UserError
+                raise kind(f"Triton did not start: {reason}")
             if time.monotonic() > deadline:
                 raise UserError(f"Triton is not ready after {self.config.start_timeout_s:.0f} s; its log: {self.log}")
             time.sleep(_POLL_S)
@@ -195,7 +211,7 @@ class Server:
             self.kill()
             process.wait()
         # Workers notice the death of a killed server by themselves, and are helped if they do not.
-        deadline = time.monotonic() + _LEFTOVER_S
+        deadline = time.monotonic() + _WORKERS_S
         while _group_lives(process.pid) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         self.kill()

@@ -8,6 +8,7 @@ calendar only: the weather to come is not known. Features keep their physical un
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def folds(data: Path | None, count: int) -> Iterator[tuple[Split, Split]]:
     start, end = frame.index[0], split_times(frame.index)[0]
     edges = [start + (end - start) * (0.5 + 0.5 * part / count) for part in range(count + 1)]
     edges = [edge.floor("D") for edge in edges]
-    for origin, stop in zip(edges, edges[1:], strict=False):
+    for origin, stop in itertools.pairwise(edges):
         yield windows(frame, start, origin), windows(frame, origin, stop)
 
 
@@ -91,7 +92,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         _refuse(path, raw[name], pd.Series(bad), "is missing or no finite number; fill or drop such hours first")
         frame[name] = values.to_numpy("int64" if name == "holiday" else float)
     _refuse(path, raw["holiday"], ~raw["holiday"].isin([0, 1]), "is neither 0 nor 1")
-    steps = np.diff(frame.index.tz_localize(None).to_numpy()) / np.timedelta64(1, "h")
+    steps = np.diff(pd.DatetimeIndex(frame.index).tz_localize(None).to_numpy()) / np.timedelta64(1, "h")
     wrong = np.flatnonzero(steps != 1)
     if wrong.size:
         row = int(wrong[0])
@@ -174,7 +175,7 @@ def synthetic(years: int = 3, seed: int = SEED) -> pd.DataFrame:
     noise = random.normal(0, 45, len(local))
     demand = 4200 + daily + working * (350 + 150 * np.cos(2 * np.pi * (hour - 12) / 24)) + comfort + noise
     columns = {"demand_mw": demand.round(2), "temperature_c": temperature.round(2), "holiday": holiday.astype("int64")}
-    return pd.DataFrame(columns, index=pd.DatetimeIndex(local.tz_convert("UTC"), freq=None))
+    return pd.DataFrame(columns, index=pd.DatetimeIndex(local.tz_convert("UTC")))
 
 
 def _refuse(path: Path, column: pd.Series, bad: pd.Series, why: str) -> None:

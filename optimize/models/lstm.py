@@ -18,7 +18,7 @@ from optimize.errors import UserError
 
 @dataclass(frozen=True)
 class LSTMForecasterConfig:
-    """hidden: width of each LSTM layer. head: width of the head, a multiple of 16. dropout: between layers, training only."""
+    """hidden: width of each LSTM layer. head: width of the head, a multiple of 16. dropout: in training only."""
 
     hidden: int
     layers: int = 2
@@ -65,4 +65,5 @@ class LSTMForecaster(nn.Module):
         hours = self.hour(torch.cat([calendar, days], dim=-1)) + self.position
         mixed = nn.functional.relu(self.mix(nn.functional.relu(hours + memory.unsqueeze(1))))
         change = self.output(mixed).squeeze(-1)
-        return history[:, -HORIZON_HOURS:, 0] + change * self.history_scale[0]
+        forecast: Tensor = history[:, -HORIZON_HOURS:, 0] + change * self.history_scale[0]
+        return forecast

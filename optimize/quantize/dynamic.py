@@ -14,7 +14,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import ModelProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -47,8 +46,8 @@ def quantize(model: ModelProto, plan: Plan) -> ModelProto:
             quantize_dynamic(
                 save(model, Path(folder) / "fp32.onnx"),
                 path,
-                op_types_to_quantize=sorted({plan[node].operator for node in wanted}),
-                # the tool rewrites every Gemm as MatMul and Add before it looks at names
+                op_types_to_quantize=sorted({plan[node].operator for node in wanted} | {"MatMul"}),
+                # the tool rewrites every Gemm as MatMul and Add before it looks at operators and names
                 nodes_to_quantize=wanted + [f"{node}_MatMul" for node in wanted if plan[node].operator == "Gemm"],
                 weight_type=QuantType.QInt8,
                 extra_options={"MatMulConstBOnly": True},
@@ -91,17 +90,12 @@ def measure_plan(model: ModelProto, requests: Split, rounds: int = 150) -> Plan:
             chosen[node] = _not_covered(operator)
             continue
         ratio = p50[""] / p50[node]
-        percent = abs(1 - ratio) * 100
+        time = f"{abs(1 - ratio) * 100:.1f} % {'less' if ratio < 1 else 'more'} time"
         if ratio <= _WORTH:
-            chosen[node] = Choice(
-                operator, "int8", f"measured: the model takes {percent:.0f} % less time than with it in fp32"
-            )
+            chosen[node] = Choice(operator, "int8", f"measured: with it in int8 the model takes {time}")
         else:
-            chosen[node] = Choice(
-                operator,
-                "fp32",
-                f"measured: in int8 the model takes {percent:.1f} % {'less' if ratio < 1 else 'more'} time, not worth the error",
-            )
+            reason = f"measured: with it in int8 the model takes {time}, not worth the error"
+            chosen[node] = Choice(operator, "fp32", reason)
     return chosen
 
 
@@ -111,7 +105,3 @@ def _not_covered(operator: str) -> Choice:
 
 def _no_preprocessing_hint(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
-
-
-def is_low_precision(array: np.ndarray) -> bool:  # type: ignore[type-arg]
-    return array.dtype in (np.int8, np.uint8)

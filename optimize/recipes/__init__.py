@@ -196,7 +196,8 @@ def load(name: str | None = None, file: Path | None = None) -> Recipe:
         if name not in BUILT_IN:
             raise UserError(f"no recipe '{name}'; built in are {', '.join(BUILT_IN)}; use --recipe FILE for your own")
         module = importlib.import_module(f"optimize.recipes.{name}")
-        return replace(module.RECIPE, file=Path(str(module.__file__)))
+        built_in: Recipe = module.RECIPE
+        return replace(built_in, file=Path(str(module.__file__)))
     if not file.is_file():
         raise UserError(f"recipe file '{file}' does not exist; give a Python file that defines RECIPE")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)

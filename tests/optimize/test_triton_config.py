@@ -81,26 +81,6 @@ parameters {
     string_value: "hours,14"
   }
 }
-model_warmup {
-  name: "zeros"
-  batch_size: 1
-  inputs {
-    key: "calendar"
-    value {
-      data_type: TYPE_FP32
-      dims: [24, 12]
-      zero_data: true
-    }
-  }
-  inputs {
-    key: "history"
-    value {
-      data_type: TYPE_FP32
-      dims: [48, 14]
-      zero_data: true
-    }
-  }
-}
 backend: "onnxruntime"
 response_cache {
   enable: true
@@ -179,13 +159,7 @@ def test_a_model_with_states_is_served_as_sequences() -> None:
     ]
     assert all(state.initial_state[0].zero_data for state in batching.state)
     assert not config.response_cache.enable
-    assert not config.model_warmup
     assert not batching.control_input
-
-
-def test_no_warmup_where_a_size_is_unknown() -> None:
-    assert to_config(FORECAST, ServingSpec()).model_warmup
-    assert not to_config(replace(FORECAST, buckets={}), ServingSpec()).model_warmup
 
 
 @pytest.mark.parametrize(
