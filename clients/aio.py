@@ -14,7 +14,14 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from clients.calls import Answer, AsyncTransport
-from clients.client import CONNECT_DEADLINE_S, REQUEST_DEADLINE_S, Countdown, ProtocolName, checked_address
+from clients.client import (
+    CONNECT_DEADLINE_S,
+    REQUEST_DEADLINE_S,
+    Countdown,
+    ProtocolName,
+    check_deadlines,
+    checked_address,
+)
 from clients.conversation import Conversation, Conversations, ModelVersion
 from clients.errors import ClientError
 from clients.signature import Array, Signature
@@ -86,6 +93,7 @@ async def connect(
 ) -> AsyncClient:
     """Connect, or raise ServerUnavailable within ``connect_deadline_s``; see ``clients.connect``."""
     address = checked_address(address, protocol)
+    check_deadlines(connect_deadline_s, request_deadline_s)
     transport: AsyncTransport
     if protocol == "grpc":
         from clients.grpc_transport import AsyncGrpcTransport

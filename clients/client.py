@@ -101,6 +101,7 @@ def connect(
     requests may overlap (from greenlets of one thread); gRPC needs but one.
     """
     address = checked_address(address, protocol)
+    check_deadlines(connect_deadline_s, request_deadline_s)
     transport: Transport
     if protocol == "grpc":
         from clients.grpc_transport import GrpcTransport
@@ -130,12 +131,18 @@ def checked_address(address: str, protocol: ProtocolName) -> str:
     return address
 
 
+def check_deadlines(*deadlines_s: float) -> None:
+    """Raises ClientError for one that no request could meet."""
+    for deadline_s in deadlines_s:
+        if not deadline_s > 0:
+            raise ClientError(f"a deadline of {deadline_s:g} s: expected more than 0")
+
+
 class Countdown:
     """What is left of a deadline that several calls share."""
 
     def __init__(self, deadline_s: float) -> None:
-        if not deadline_s > 0:
-            raise ClientError(f"a deadline of {deadline_s} s: expected more than 0")
+        check_deadlines(deadline_s)
         self._deadline_s = deadline_s
         self._end = time.monotonic() + deadline_s
 

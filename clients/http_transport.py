@@ -35,6 +35,7 @@ _KINDS: dict[str, type[ClientError]] = {
     "504": DeadlineExceeded,
 }
 
+_CUT_SHORT = ("connection closed", "Incomplete response")  # geventhttpclient's words; the type is any parse error's
 _BROKEN = (HTTPConnectionClosed, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
@@ -116,7 +117,7 @@ def _failure(
         kind, said = _KINDS.get(str(error.status()), ServerError), error.message() or "no reason given"
         return late(call, address, deadline_s) if kind is DeadlineExceeded else refused(call, address, kind, said)
     why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if isinstance(error, broken) or (isinstance(error, HTTPException) and "connection closed" in why):
+    if isinstance(error, broken) or (isinstance(error, HTTPException) and why.startswith(_CUT_SHORT)):
         return lost(call, address, why)
     if isinstance(error, unconnected):
         return unreachable(address, why)

@@ -71,7 +71,7 @@ def add_arguments(parser: Any) -> None:
     add("--max-in-flight", type=_count, default=128, metavar="N", help=in_flight)
     add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="%(default)s")
     add("--http-address", default=DEFAULT_ADDRESS["http"], metavar="HOST:PORT", help="%(default)s")
-    add("--summary-json", type=Path, default=None, metavar="FILE", help="write the summary there")
+    add("--summary-json", type=_new_file, default=None, metavar="FILE", help="write the summary there")
     thresholds.add_arguments(parser)
 
 
@@ -92,3 +92,10 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of at least 1")
     return value
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder '{path.parent}' does not exist; create it first")
+    return path

@@ -28,6 +28,7 @@ import clients
 from loadtest.pacing import ARRIVALS, OpenLoop, Outcome, skip_past
 from loadtest.results import Recorder
 from loadtest.workloads import Inputs
+from optimize.errors import UserError
 
 WARM_UP_REQUESTS = 5  # sent, and not counted, before a user begins: connections, descriptions, first-time costs
 
@@ -102,7 +103,7 @@ class OpenLoopUser(User):
             )
             for _ in range(WARM_UP_REQUESTS):
                 self._infer()
-        except clients.ClientError as error:  # without a server there is nothing to measure: end the whole test
+        except UserError as error:  # no server, or no data: there is nothing to measure, so end the whole test
             if self.environment.process_exit_code is None:
                 logger.error(error)
                 self.environment.process_exit_code = 2

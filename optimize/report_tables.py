@@ -1,6 +1,6 @@
-"""What a report says in words and numbers: the headline, the status and the tables, as text.
+"""The tables of a report, every cell as text.
 
-Markdown and HTML are both rendered from here, so that they cannot disagree.
+Markdown and HTML are both made of these, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ T = TypeVar("T")
 Mark = Literal["", "published", "failed", "beside"]
 Columns = dict[str, Callable[[T], str]]  # heading to what stands below it
 
+# What shares a colour, and its name in the key.
+SERIES = {
+    "torch": "PyTorch",
+    "fp32": "ONNX Runtime fp32",
+    "fp16": "ONNX Runtime fp16",
+    "int8": "ONNX Runtime int8",
+    "other": "other",
+}
 # Columns of words, flush left like the first one of every table; the others are numbers, flush right.
-_WORDS = {"runtime", "precision", "from", "result", "what to try", "operator", "reason"}
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One of the few numbers that a hurried reader takes away; ``detail`` says what it is computed from."""
-
-    value: str
-    label: str
-    detail: str
+_WORDS = {"runtime", "precision", "result", "what to try", "operator", "reason"}
 
 
 @dataclass(frozen=True)
@@ -49,82 +48,17 @@ class Table:
     note: str = ""
 
 
-def chain_first(report: Report) -> list[Stage]:
+def chain_first(stages: list[Stage]) -> list[Stage]:
     """The road from teacher to published model, then what is only compared with it."""
-    return sorted(report.stages, key=lambda stage: stage.role != "chain")
-
-
-def ends(report: Report) -> tuple[Stage, Stage] | None:
-    """Where the chain begins, and the stage that was published (or else the chain's last); None without a chain."""
-    chain = [stage for stage in report.stages if stage.role == "chain"]
-    published = [stage for stage in chain if report.published and stage.name == report.published.stage]
-    return (chain[0], (published or chain)[-1]) if chain else None
-
-
-def headlines(report: Report) -> list[Headline]:
-    """Faster, smaller, and what it costs; the plain numbers when the chain has a single stage."""
-    if (pair := ends(report)) is None:
-        return []
-    first, last = pair
-    metric = last.metric
-    if first is last:
-        return [
-            Headline(f"{number(last.latency_ms.p50)} ms", "p50 latency", last.name),
-            Headline(f"{number(last.size_bytes / 1e6)} MB", "model size", last.name),
-            Headline(number(metric.value, 4), metric.name, interval(metric)),
-        ]
-    better = "higher is better" if metric.higher_is_better else "lower is better"
-    return [
-        Headline(
-            ratio(first.latency_ms.p50, last.latency_ms.p50),
-            "faster",
-            f"p50 {number(first.latency_ms.p50)} → {number(last.latency_ms.p50)} ms",
-        ),
-        Headline(
-            ratio(first.size_bytes, last.size_bytes),
-            "smaller",
-            f"{number(first.size_bytes / 1e6)} → {number(last.size_bytes / 1e6)} MB",
-        ),
-        Headline(
-            percent(metric.value / first.metric.value - 1 if first.metric.value else math.nan, signed=True),
-            f"change in {metric.name}",
-            f"{number(first.metric.value, 4)} → {number(metric.value, 4)}; {better}",
-        ),
-    ]
-
-
-def status(report: Report) -> str:
-    """One sentence: what was published, or why nothing was."""
-    if report.published:
-        where, what = report.published, report.published.stage
-        return f"Published {what} as version {where.version}: {where.path} (sha256 {where.sha256[:12]})"
-    failed = [gate.name for gate in report.gates if not gate.passed]
-    if failed:
-        return f"Not published: {len(failed)} of {len(report.gates)} gates failed ({', '.join(failed)})"
-    return "Nothing was published"
-
-
-def environment(report: Report) -> str:
-    """One line: the machine and the versions that the numbers belong to."""
-    known = report.environment
-    threads = known.get("threads")
-    parts = [
-        str(known.get("cpu", "unknown CPU")),
-        f"{known['cores']} cores" if "cores" in known else "",
-        " ".join(known.get("isa", [])),
-        f"{threads} thread{'' if threads == 1 else 's'} per model" if threads else "",
-        f"device {known['device']}" if "device" in known else "",
-        ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items()),
-    ]
-    return " · ".join(part for part in parts if part)
+    return sorted(stages, key=lambda stage: stage.role != "chain")
 
 
 def comparisons(report: Report) -> Table:
-    """How many times faster or smaller, and than what."""
-    columns = [
-        COL("times", lambda item: f"{number(item[1])}×"),
-        COL("the published model is", lambda item: item[0], numeric=False),
-    ]
+    """How many times faster or smaller the published model is, and than what."""
+    columns: Columns[tuple[str, float]] = {
+        "the published model": lambda item: item[0],
+        "times": lambda item: f"{number(item[1])}×",
+    }
     return _table("Comparisons", list(report.comparisons.items()), columns)
 
 
@@ -136,19 +70,20 @@ def tables(report: Report) -> list[Table]:
 
 
 def series(stage: Stage) -> str:
-    """The name of a stage's colour: the same runtime and precision look alike in every table and plot."""
-    if stage.runtime == "torch":
-        return "torch"
-    return stage.precision if stage.runtime == "onnxruntime" and stage.precision in ("fp32", "fp16", "int8") else "other"
+    """A key of ``SERIES``: the same runtime and precision look alike in every table and plot."""
+    key = stage.precision if stage.runtime == "onnxruntime" else stage.runtime
+    return key if key in SERIES else "other"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Significant digits without exponents where people would write none: 0.680, 8.80, 140.2, 12,400, 2.1e-06."""
+    """Significant digits without exponents where people would write none: 0.680, 8.80, 140.2, 12,400, 2.1e-6."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    if abs(value) >= 1000:
+    if abs(float(f"{value:.{digits}g}")) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:#.{digits}g}".rstrip(".")
+    if abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:#.{digits}g}".rstrip(".")
 
 
 def percent(fraction: float, signed: bool = False) -> str:
@@ -161,54 +96,51 @@ def ratio(before: float, after: float) -> str:
 
 
 def interval(metric: MetricValue) -> str:
-    return f"{number(metric.value, 4)} [{number(metric.ci95[0], 4)}, {number(metric.ci95[1], 4)}]"
+    return f"{number(metric.value, 4)} ({number(metric.ci95[0], 4)} to {number(metric.ci95[1], 4)})"
 
 
 def _speed(report: Report) -> Table:
-    columns = [
-        COL("stage", lambda stage: stage.name, numeric=False),
-        COL("runtime", lambda stage: stage.runtime, numeric=False),
-        COL("precision", lambda stage: stage.precision, numeric=False),
-        COL("parameters", lambda stage: f"{stage.parameters:,}"),
-        COL("size, MB", lambda stage: number(stage.size_bytes / 1e6)),
-        COL("p50, ms", lambda stage: number(stage.latency_ms.p50)),
-        COL("p95, ms", lambda stage: number(stage.latency_ms.p95)),
-        COL("p99, ms", lambda stage: number(stage.latency_ms.p99)),
-        COL("calls", lambda stage: f"{stage.latency_ms.count:,}"),
-        COL("p50 through Triton, ms", lambda stage: number(stage.server_latency_ms.p50) if stage.server_latency_ms else ""
-        ),
-        COL("items/s", lambda stage: number(stage.throughput_per_s)),
-    ]
+    columns: Columns[Stage] = {
+        "stage": lambda stage: stage.name,
+        "runtime": lambda stage: stage.runtime,
+        "precision": lambda stage: stage.precision,
+        "parameters": lambda stage: f"{stage.parameters:,}",
+        "size, MB": lambda stage: number(stage.size_bytes / 1e6),
+        "p50, ms": lambda stage: number(stage.latency_ms.p50),
+        "p95, ms": lambda stage: number(stage.latency_ms.p95),
+        "p99, ms": lambda stage: number(stage.latency_ms.p99),
+        "calls": lambda stage: f"{stage.latency_ms.count:,}",
+        "p50 by Triton, ms": lambda stage: number(stage.server_latency_ms.p50) if stage.server_latency_ms else "",
+        "items/s": lambda stage: number(stage.throughput_per_s),
+    }
     batches = ", ".join(str(batch) for batch in sorted({stage.throughput_batch for stage in report.stages}))
     note = f"Latency of single requests, all stages interleaved; items per second in batches of {batches}."
     return _stage_table("Speed and size", report, report.stages, columns, note)
 
 
 def _accuracy(report: Report) -> Table:
-    metric = report.stages[0].metric if report.stages else None
-    columns = [
-        COL("stage", lambda stage: stage.name, numeric=False),
-        COL(f"{metric.name if metric else 'metric'} [95 %]", lambda stage: interval(stage.metric)),
-        COL("loss to teacher [95 %]", lambda stage: _loss(stage.metric)),
-        COL("largest difference (of spread)", lambda stage: _parity(stage.parity)),
-        COL("from", lambda stage: stage.parity.reference if stage.parity else "", numeric=False),
-        COL("weights quantised", lambda stage: percent(stage.quantized.weight_bytes_fraction) if stage.quantized else ""
-        ),
-        COL("products quantised", lambda stage: percent(stage.quantized.mac_fraction) if stage.quantized else ""
-        ),
-    ]
-    note = "Loss is relative, positive is worse, and its interval is that of the paired difference."
+    columns: Columns[Stage] = {
+        "stage": lambda stage: stage.name,
+        f"{_metric(report)} (95 % interval)": lambda stage: interval(stage.metric),
+        "loss to teacher (95 % interval)": lambda stage: _loss(stage.metric),
+        "largest difference (of the spread)": lambda stage: _parity(stage.parity),
+        "weights quantised": lambda stage: percent(stage.quantized.weight_bytes_fraction) if stage.quantized else "",
+        "products quantised": lambda stage: percent(stage.quantized.mac_fraction) if stage.quantized else "",
+    }
+    references = " or ".join(sorted({stage.parity.reference for stage in report.stages if stage.parity}))
+    note = "Loss is relative; positive is worse; its interval is that of the paired difference."
+    note += f" The largest difference of an output is from {references}." if references else ""
     return _stage_table("Accuracy", report, report.stages, columns, note)
 
 
 def _gates(report: Report) -> Table:
-    columns = [
-        COL("gate", lambda gate: gate.name, numeric=False),
-        COL("result", lambda gate: "passed" if gate.passed else "FAILED", numeric=False),
-        COL("value", lambda gate: number(gate.value)),
-        COL("limit", _limit),
-        COL("what to try", lambda gate: "" if gate.passed else gate.advice, numeric=False),
-    ]
+    columns: Columns[GateResult] = {
+        "gate": lambda gate: gate.name,
+        "result": lambda gate: "passed" if gate.passed else "FAILED",
+        "value": lambda gate: number(gate.value),
+        "limit": _limit,
+        "what to try": lambda gate: "" if gate.passed else gate.advice,
+    }
     return _table("Gates", report.gates, columns, lambda gate: "" if gate.passed else "failed")
 
 
@@ -216,74 +148,77 @@ def _batch(report: Report) -> Table:
     def drift(cell: Callable[[BatchDrift], str]) -> Callable[[Stage], str]:
         return lambda stage: cell(stage.batch_invariance) if stage.batch_invariance else ""
 
-    columns = [
-        COL("stage", lambda stage: stage.name, numeric=False),
-        COL("largest drift", drift(lambda found: number(found.max_abs_drift))),
-        COL("changed decisions", drift(lambda found: f"{found.decision_flips:,}")),
-        COL("change of the metric", drift(lambda found: f"{number(100 * found.metric_change)} %")),
-        COL("requests", drift(lambda found: f"{found.cases:,}")),
-    ]
+    columns: Columns[Stage] = {
+        "stage": lambda stage: stage.name,
+        "largest drift": drift(lambda found: number(found.max_abs_drift)),
+        "changed decisions": drift(lambda found: f"{found.decision_flips:,}"),
+        "change of the metric": drift(lambda found: f"{number(100 * found.metric_change)} %"),
+        "requests": drift(lambda found: f"{found.cases:,}"),
+    }
     stages = [stage for stage in report.stages if stage.batch_invariance]
-    note = "The same requests answered alone and in the company of others."
+    note = "The same requests, answered alone and in the company of others."
     return _stage_table("Batch invariance", report, stages, columns, note)
 
 
 def _baselines(report: Report) -> Table:
-    metric = report.stages[0].metric.name if report.stages else "metric"
-    columns = [
-        COL("answer", lambda item: item[0], numeric=False),
-        COL(metric, lambda item: number(item[1], 4)),
-    ]
-    return _table("Baselines", list(report.baselines.items()), columns, note="Answers that need no network.")
+    columns: Columns[tuple[str, float]] = {
+        "without a network": lambda item: item[0],
+        _metric(report): lambda item: number(item[1], 4),
+    }
+    return _table("Baselines", list(report.baselines.items()), columns)
 
 
 def _plan(report: Report) -> Table:
-    columns = [
-        COL("node", lambda item: item[0], numeric=False),
-        COL("operator", lambda item: item[1].get("operator", ""), numeric=False),
-        COL("precision", lambda item: item[1].get("precision", ""), numeric=False),
-        COL("reason", lambda item: item[1].get("reason", ""), numeric=False),
-    ]
+    columns: Columns[tuple[str, dict[str, str]]] = {
+        "node": lambda item: item[0],
+        "operator": lambda item: item[1].get("operator", ""),
+        "precision": lambda item: item[1].get("precision", ""),
+        "reason": lambda item: item[1].get("reason", ""),
+    }
     return _table("Quantisation plan", list(report.plan.items()), columns)
 
 
 def _fusion(report: Report) -> Table:
-    columns = [
-        COL("pass", lambda item: item[0], numeric=False),
-        COL("nodes removed or rewritten", lambda item: f"{item[1]:,}"),
-    ]
+    columns: Columns[tuple[str, int]] = {
+        "pass": lambda item: item[0],
+        "nodes removed or rewritten": lambda item: f"{item[1]:,}",
+    }
     return _table("Fusion", list(report.fusion.items()), columns)
 
 
-def _stage_table(
-    title: str, report: Report, stages: list[Stage], columns: list[Column[Stage]], note: str
-) -> Table:
+def _stage_table(title: str, report: Report, stages: list[Stage], columns: Columns[Stage], note: str) -> Table:
     published = report.published.stage if report.published else None
 
     def mark(stage: Stage) -> Mark:
         return "published" if stage.name == published else "" if stage.role == "chain" else "beside"
 
-    ordered = [stage for stage in chain_first(report) if stage in stages]
-    return _table(title, ordered, columns, mark, note, series)
+    return _table(title, chain_first(stages), columns, mark, note, series)
 
 
 def _table(
     title: str,
     items: Sequence[T],
-    columns: list[Column[T]],
+    columns: Columns[T],
     mark: Callable[[T], Mark] = lambda item: "",
     note: str = "",
     colour: Callable[[T], str] = lambda item: "",
 ) -> Table:
     """A table of one row per item, without the columns in which every cell is empty."""
-    kept = [column for column in columns if any(column.cell(item) for item in items)]
-    rows = [Row([column.cell(item) for column in kept], mark(item), colour(item)) for item in items]
-    return Table(title, [column.heading for column in kept], [column.numeric for column in kept], rows, note)
+    kept = {heading: cell for heading, cell in columns.items() if any(cell(item) for item in items)}
+    rows = [Row([cell(item) for cell in kept.values()], mark(item), colour(item)) for item in items]
+    numeric = [place > 0 and heading not in _WORDS for place, heading in enumerate(kept)]
+    return Table(title, list(kept), numeric, rows, note)
+
+
+def _metric(report: Report) -> str:
+    return report.stages[0].metric.name if report.stages else "metric"
 
 
 def _loss(metric: MetricValue) -> str:
     low, high = metric.loss_to_teacher_ci95
-    return f"{percent(metric.loss_to_teacher, True)} [{percent(low, True)}, {percent(high, True)}]"
+    if metric.loss_to_teacher == low == high == 0:
+        return "0"
+    return f"{percent(metric.loss_to_teacher, True)} ({percent(low, True).removesuffix(' %')} to {percent(high, True)})"
 
 
 def _parity(parity: Parity | None) -> str:
@@ -293,5 +228,5 @@ def _parity(parity: Parity | None) -> str:
 def _limit(gate: GateResult) -> str:
     """The limit and its direction, which the outcome betrays unless value and limit are equal or not numbers."""
     if gate.value == gate.limit or not math.isfinite(gate.value):
-        return number(gate.limit)
-    return f"{'≤' if gate.passed == (gate.value < gate.limit) else '≥'} {number(gate.limit)}"
+        return f"{gate.limit:g}"
+    return f"{'≤' if gate.passed == (gate.value < gate.limit) else '≥'} {gate.limit:g}"

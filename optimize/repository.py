@@ -92,7 +92,7 @@ def publish(
                 rollout.load(servers, spec.name, version)
             except BaseException:
                 if _recover(folder):
-                    rollout.restore(servers, spec.name, any_version=newest > 0)
+                    rollout.restore(servers, spec.name, newest)
                 raise
             (folder / _JOURNAL).unlink()
             _prune(folder, servers, keep)

@@ -36,17 +36,19 @@ def load(servers: Sequence[RunningServer], model: str, version: int) -> None:
         _log.info("the server at %s now serves version %d of '%s'", server.http, version, model)
 
 
-def restore(servers: Sequence[RunningServer], model: str, any_version: bool) -> None:
-    """Have every server serve what is left in the repository, after a version was withdrawn from it.
+def restore(servers: Sequence[RunningServer], model: str, version: int) -> None:
+    """Have every server serve ``version`` again after a newer one was withdrawn; 0: have it forget the model.
 
-    any_version: whether a version is left at all; otherwise the servers forget the model. A server that cannot follow
-    is only logged: the caller is already reporting a failure.
+    A server that serves it still is left in peace, since loading it anew would cut off the streams it holds. One that
+    cannot follow is only logged: the caller is already reporting a failure.
     """
     for server in servers:
         try:
             with _client(server) as client:
-                action = client.load_model if any_version else client.unload_model
-                action(model, headers=server.http_headers)
+                if not version:
+                    client.unload_model(model, headers=server.http_headers)
+                elif not client.is_model_ready(model, str(version)):
+                    client.load_model(model, headers=server.http_headers)
         except RolloutError as error:
             _log.error("'%s' could not be brought back: %s", model, error)
 
@@ -70,7 +72,8 @@ def _client(server: RunningServer) -> Iterator[tritonclient.http.InferenceServer
     try:
         yield client
     except InferenceServerException as error:
-        raise RolloutError(f"the server at {server.http} refused: {error.message()}") from error
+        reason = error.message().strip().partition("\n")[0]  # behind it there may be the backend's traceback
+        raise RolloutError(f"the server at {server.http} refused: {reason}") from error
     except OSError as error:
         raise RolloutError(f"the server at {server.http} (process {server.pid}) does not answer: {error}") from error
     finally:

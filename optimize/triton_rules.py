@@ -54,7 +54,7 @@ def matmul_bits(config: pb.ModelConfig, model: OnnxInterface) -> Iterator[str]:
 
 
 def backend(config: pb.ModelConfig, model: OnnxInterface) -> Iterator[str]:
-    if config.backend != "onnxruntime" or config.platform:
+    if config.backend != "onnxruntime" or config.platform not in ("", "onnxruntime_onnx"):
         yield f"backend is '{config.backend}', platform '{config.platform}': say backend 'onnxruntime' and no platform"
 
 

@@ -6,6 +6,7 @@ try; nothing is published then, and what was published before keeps serving.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def batch_invariance(
     together = {name: values[back] for name, values in shuffled.items()}
     before, after = metric(alone, split), metric(together, split)
     flips = int(np.sum(decision(alone) != decision(together))) if decision else 0
-    return BatchInvariance(max_abs(together, alone), flips, len(split), abs(after - before) / abs(before))
+    return BatchInvariance(max_abs(together, alone), flips, len(split), abs(_relative(after - before, before)))
 
 
 def confidence(metric: Metric, statistics: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
@@ -112,11 +113,18 @@ def relative_loss(
     def loss(sums: NDArray[np.float64]) -> float:
         k = ours.shape[1]
         value, base = metric.value(sums[:k]), metric.value(sums[k:])
-        return ((base - value) if metric.higher_is_better else (value - base)) / abs(base)
+        return _relative(base - value if metric.higher_is_better else value - base, base)
 
     both = np.concatenate([ours, reference], axis=1)
     low, high = np.percentile([loss(sums) for sums in _resampled(both, groups)], (2.5, 97.5))
     return loss(both.sum(axis=0)), float(low), float(high)
+
+
+def _relative(change: float, base: float) -> float:
+    """A change as a share of the base; infinite where the base is 0 and there is a change at all."""
+    if base == 0:
+        return math.copysign(math.inf, change) if change else 0.0
+    return change / abs(base)
 
 
 def _resampled(statistics: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:

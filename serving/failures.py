@@ -33,8 +33,13 @@ def explain(log: str, status: int) -> str:
         reasons = [match["message"] for match in _FATAL.finditer(log)]
     if status < 0:
         reasons.insert(0, f"ended by {signal.Signals(-status).name}")
-    condensed = dict.fromkeys(" ".join(_TRACEBACK.sub("", reason).split()) for reason in reasons)
+    condensed = dict.fromkeys(map(condense, reasons))
     return "; ".join(condensed) or f"exit status {status}, last line: {(log.splitlines() or ['none'])[-1]}"
+
+
+def condense(reason: str) -> str:
+    """A reason as Triton gives it, on one line and without the traceback of the backend's Python."""
+    return " ".join(_TRACEBACK.sub("", reason).split())
 
 
 def _unquote(message: str) -> str:

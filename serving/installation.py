@@ -158,6 +158,8 @@ def _environment(root: Path) -> dict[str, str]:
         "PATH": _prepend(os.environ.get("PATH"), str(Path(sys.executable).parent)),
         # Importing numpy in a worker would otherwise start one idle BLAS thread for each core.
         "OPENBLAS_NUM_THREADS": "1",
+        # The published ONNX Runtime otherwise reports models and timings to its maker over the network.
+        "ORT_DISABLE_TELEMETRY": "1",
     }
 
 

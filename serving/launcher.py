@@ -22,7 +22,7 @@ from typing import Self
 
 from optimize.errors import UserError
 from serving import failures, flags, health, installation, inventory, leftovers, lifeline, ports, running
-from serving.config import ServerConfig
+from serving.config import PORT_OPTIONS, ServerConfig
 from serving.stopping import StopRequests
 
 _POLL_S = 0.05
@@ -100,7 +100,7 @@ class Server:
                 self._start(stock.models, cancelled)
                 return
             except PortTaken:
-                if not attempts_left or 0 not in (self.config.http_port, self.config.grpc_port, self.config.metrics_port):
+                if not attempts_left or 0 not in {getattr(self.config, name) for name in PORT_OPTIONS}:
                     raise
 
     def watch(self, until: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(f"'{path}' does not exist; give a CSV with time_utc, {', '.join(COLUMNS)}") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"'{path}' is empty; expected the columns time_utc, {', '.join(COLUMNS)}") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, EOFError, zlib.error) as error:
         raise UserError(f"'{path}' cannot be read as CSV ({error}); expected .csv or .csv.gz text") from None
     missing = [name for name in ("time_utc", *COLUMNS) if name not in raw.columns]
     if missing:

@@ -179,7 +179,7 @@ FAULTS: list[tuple[str, Effect, str, Callable[[Pair], object]]] = [
         lambda p: _insert(p, "MatMulNBits", bits=8),
     ),
     ("backend", Effect.REJECTED, "backend is 'python'", _set("config.backend", "python")),
-    ("backend", Effect.REJECTED, "platform 'onnxruntime_onnx'", _set("config.platform", "onnxruntime_onnx")),
+    ("backend", Effect.REJECTED, "platform 'tensorrt_plan'", _set("config.platform", "tensorrt_plan")),
     (
         "undeclared_input",
         Effect.REJECTED,

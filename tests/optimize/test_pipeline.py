@@ -1,0 +1,150 @@
+"""The whole pipeline on a user's recipe that lives outside the package: a small GRU, trained on the spot."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from optimize import pipeline, recipes, repository
+from optimize.checkpoint import CheckpointError, load_checkpoint, path_of
+from optimize.distill import distill, is_current
+from optimize.errors import UserError
+from optimize.pipeline import Options
+from optimize.recipes import Recipe, Tolerances
+from optimize.report import from_json
+from optimize.train import cross_validate, train_network
+from optimize.verify import GateError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    file = tmp_path_factory.mktemp("user") / "sine_gru.py"
+    shutil.copy(Path(__file__).parents[1] / "recipes" / "sine_gru.py", file)
+    return recipes.load(file=file)
+
+
+@pytest.fixture(scope="module")
+def options(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """A trained teacher and an empty repository."""
+    root = tmp_path_factory.mktemp("run")
+    made = Options(
+        True,
+        checkpoints=root / "checkpoints",
+        artifacts=root / "artifacts",
+        model_repository=root / "models",
+        rounds=20,
+    )
+    train_network(recipe, "gru", "teacher", recipe.load(None), made.checkpoints)
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(recipe: Recipe, options: Options) -> pipeline.Report:
+    return pipeline.run(recipe, None, options)
+
+
+def test_a_missing_teacher_says_how_to_get_one(recipe: Recipe, tmp_path: Path) -> None:
+    options = Options(checkpoints=tmp_path, artifacts=tmp_path, model_repository=tmp_path / "models")
+    with pytest.raises(CheckpointError, match=r"does not exist; train it with python -m optimize\.train"):
+        pipeline.run(recipe, None, options)
+    assert not (tmp_path / "models").exists()
+
+
+def test_artifacts_that_cannot_be_written_stop_the_run_at_once(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        pipeline.run(recipe, None, Options(artifacts=tmp_path / "file"))
+
+
+def test_every_stage_is_measured_and_the_model_published(report: pipeline.Report, options: Options) -> None:
+    names = [stage.name for stage in report.stages]
+    assert names[:4] == ["teacher_torch_fp32", "student_torch_fp32", "student_onnx_fp32", "student_onnx_fused"]
+    assert all(gate.passed for gate in report.gates)
+    assert all(stage.latency_ms.count == 20 for stage in report.stages)
+    assert report.published is not None
+    folder = Path(report.published.path)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "manifest.json", "model.onnx", "report.json"]
+    described = json.loads((folder / "manifest.json").read_text())
+    assert described["weights_sha256"].keys() == {"teacher", "student"}
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    saved = from_json((options.artifacts / "sine" / "gru" / "report.json").read_text())
+    assert saved == report
+
+
+def test_a_gru_that_stays_in_fp32_is_said_to(report: pipeline.Report) -> None:
+    assert report.plan["/gru/GRU"]["precision"] == "fp32"
+    assert "no dynamically quantised GRU" in report.plan["/gru/GRU"]["reason"]
+
+
+def test_running_again_changes_nothing(recipe: Recipe, options: Options, report: pipeline.Report) -> None:
+    assert report.published is not None
+    weights = path_of(options.checkpoints, "sine", "gru", "student").read_bytes()
+    again = pipeline.run(recipe, None, options)
+    assert again.published is not None
+    assert again.published.sha256 == report.published.sha256
+    assert again.published.version == report.published.version
+    assert repository.versions(options.model_repository / "sine") == [report.published.version]
+    assert path_of(options.checkpoints, "sine", "gru", "student").read_bytes() == weights
+
+
+def test_a_failed_gate_publishes_nothing_but_reports(
+    recipe: Recipe, options: Options, report: pipeline.Report, tmp_path: Path
+) -> None:
+    strict = replace(recipe.variants["gru"], tolerances=Tolerances(metric_loss=-1))
+    with pytest.raises(GateError, match=r"not published: gate 'metric loss to teacher'.*use a larger student"):
+        pipeline.run(
+            replace(recipe, variants={"gru": strict}),
+            None,
+            replace(options, artifacts=tmp_path / "artifacts", model_repository=tmp_path / "models"),
+        )
+    assert not (tmp_path / "models").exists()
+    written = from_json((tmp_path / "artifacts" / "sine" / "gru" / "report.json").read_text())
+    assert written.published is None
+    assert [gate.passed for gate in written.gates if gate.name == "metric loss to teacher"] == [False]
+
+
+def test_a_new_teacher_makes_the_student_stale(
+    recipe: Recipe, options: Options, report: pipeline.Report, tmp_path: Path
+) -> None:
+    assert is_current(recipe, "gru", options.checkpoints)
+    shutil.copytree(options.checkpoints, tmp_path / "checkpoints")
+    network = recipe.variants["gru"].networks["teacher"]
+    other = replace(network, training=replace(network.training, seed=2, epochs=3))
+    changed = replace(
+        recipe,
+        variants={
+            "gru": replace(recipe.variants["gru"], networks={**recipe.variants["gru"].networks, "teacher": other})
+        },
+    )
+    train_network(changed, "gru", "teacher", changed.load(None), tmp_path / "checkpoints")
+    assert not is_current(changed, "gru", tmp_path / "checkpoints")
+    distill(changed, "gru", changed.load(None), tmp_path / "checkpoints")
+    assert is_current(changed, "gru", tmp_path / "checkpoints")
+
+
+def test_training_is_deterministic_and_learns(recipe: Recipe, options: Options, tmp_path: Path) -> None:
+    again = train_network(recipe, "gru", "teacher", recipe.load(None), tmp_path)
+    _, first = load_checkpoint(
+        path_of(options.checkpoints, "sine", "gru", "teacher"), recipe.variants["gru"].networks["teacher"]
+    )
+    assert again.sha256 == first.sha256
+    assert first.metrics["test"]["MSE"] < 0.01  # answering zero would be 0.5
+
+
+def test_cross_validation_needs_folds(recipe: Recipe) -> None:
+    variant = recipe.variants["gru"]
+    with pytest.raises(UserError, match="defines no folds"):
+        cross_validate(recipe, variant.spec, variant.networks["teacher"], None, 2)
+    data = recipe.load(None)
+    folded = replace(recipe, folds=lambda path, count: iter([(data.train, data.validation)] * count))
+    short = replace(variant.networks["student"], training=replace(variant.networks["student"].training, epochs=2))
+    assert len(cross_validate(folded, variant.spec, short, None, 2)) == 2

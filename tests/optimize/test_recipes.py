@@ -1,0 +1,54 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from optimize import recipes, repository
+from optimize.errors import UserError
+from optimize.recipes import Recipe
+from optimize.specs import ServingSpec
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_committed_configs_are_current() -> None:
+    built_in = [recipes.load(name) for name in recipes.BUILT_IN]
+    models = [
+        (variant.spec, variant.serving)
+        for recipe in built_in
+        for _, variant in (recipe.variant(name) for name in recipe.variants)
+    ]
+    assert repository.stale_configs(ROOT / "model_repository", models) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("import nothing_of_this_name", "does not import: ModuleNotFoundError"),
+        ("RECIPE = 5", "defines no RECIPE"),
+    ],
+)
+def test_a_bad_recipe_file_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        recipes.load(file=path)
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match="built in are load_forecast"):
+        recipes.load("load_forcast")
+    with pytest.raises(UserError, match="has no variant 'gru'; it has lstm"):
+        recipes.load("load_forecast").variant("gru")
+
+
+def test_a_saved_serving_spec_is_used(tmp_path: Path) -> None:
+    recipe: Recipe = replace(recipes.load("load_forecast"), file=tmp_path / "load_forecast.py")
+    tuned = ServingSpec(instances=2, preferred_batch=(4, 8), queue_delay_us=500)
+    path = recipe.save_serving("lstm", tuned)
+    assert recipe.variant("lstm")[1].serving == tuned
+    path.write_text('{"lstm": {"instancez": 2}}')
+    with pytest.raises(UserError, match="unknown instancez"):
+        recipe.variant("lstm")

@@ -1,0 +1,57 @@
+"""The part of triton_python_backend_utils that the backend uses, without a Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+class Tensor:
+    def __init__(self, name: str, array: Any) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Any:
+        return self._array
+
+
+class TritonError:
+    INTERNAL: ClassVar[int] = 1
+    INVALID_ARG: ClassVar[int] = 3
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message, self.code = message, code
+
+
+@dataclass
+class InferenceResponse:
+    output_tensors: Sequence[Tensor] = ()
+    error: TritonError | None = None
+
+    def arrays(self) -> dict[str, Any]:
+        """The answer by name; fails on an error."""
+        assert self.error is None, self.error.message
+        return {tensor.name(): tensor.as_numpy() for tensor in self.output_tensors}
+
+
+@dataclass
+class InferenceRequest:
+    arrays: dict[str, Any]
+    wanted: list[str] = field(default_factory=list)
+
+    def inputs(self) -> list[Tensor]:
+        return [Tensor(name, array) for name, array in self.arrays.items()]
+
+    def requested_output_names(self) -> list[str]:
+        return self.wanted
+
+
+class Logger:
+    warnings: ClassVar[list[str]] = []
+
+    @classmethod
+    def log_warn(cls, message: str) -> None:
+        cls.warnings.append(message)
