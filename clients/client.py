@@ -1,9 +1,9 @@
 """The sync client.
 
-    with clients.connect("127.0.0.1:8001") as client:
-        answer = client.infer("load_forecast", {"history": history, "calendar": calendar}, deadline_s=0.5)
-        answer["forecast"]  # (batch, 24) float32
-        answer.version      # "3"
+with clients.connect("127.0.0.1:8001") as client:
+    answer = client.infer("load_forecast", {"history": history, "calendar": calendar}, deadline_s=0.5)
+    answer["forecast"]  # (batch, 24) float32
+    answer.version      # "3"
 """
 
 from __future__ import annotations

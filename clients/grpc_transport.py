@@ -106,7 +106,10 @@ def _failure(error: InferenceServerException, call: Call, address: str, deadline
     if kind is DeadlineExceeded:
         return late(call, address, deadline_s)
     if kind is ServerUnavailable and any(phrase in said for phrase in _NEVER_CONNECTED):
-        return unreachable(address, said.rpartition(": ")[2])
+        why = said.rpartition(": ")[2]
+        if "Socket closed" in why:
+            why = "the connection was closed at once; is this the gRPC port, 8001 unless told otherwise?"
+        return unreachable(address, why)
     if kind is ServerUnavailable and any(phrase in said for phrase in _BROKEN):
         return lost(call, address, said)
     return refused(call, address, kind, said)

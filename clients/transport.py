@@ -86,7 +86,7 @@ def unreachable(address: str, why: str) -> ServerUnavailable:
 def lost(call: Call, address: str, why: str) -> ConnectionLost:
     """The connection broke after the call was sent."""
     return ConnectionLost(
-        f"the connection to {address} broke while {subject(call)} was answering ({why}); the request may have run or "
+        f"the connection to {address} broke while {subject(call)} was answering ({why.rstrip('.')}); the request may have run or "
         "not; check that the server is still up before asking again"
     )
 

@@ -16,10 +16,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import clients
@@ -73,7 +74,7 @@ def bench(recipe: Recipe, variant: str | None, artifacts: Path, data: Path | Non
 
 
 def _alone(
-    address: str, stages: list[str], folder: Path, requests: Split, rounds: int, progress: Progress, bar: object
+    address: str, stages: list[str], folder: Path, requests: Split, rounds: int, progress: Progress, bar: TaskID
 ) -> dict[str, tuple[Latency, Latency]]:
     """Interleaved: per round, every stage once in this process and once through the server, each after a warm call."""
     local = {stage: onnx_candidate(stage, folder / f"{stage}.onnx", "", 0) for stage in stages}
@@ -82,7 +83,7 @@ def _alone(
         for number in range(WARMUP + rounds):
             feed = requests.rows(number % len(requests), number % len(requests) + 1)
             for stage in stages:
-                runs = (lambda stage=stage: local[stage].run(feed), lambda stage=stage: client.infer(stage, feed))
+                runs = (partial(local[stage].run, feed), partial(client.infer, stage, feed))
                 for run, seconds in zip(runs, times[stage], strict=True):
                     run()
                     begin = time.perf_counter()
@@ -90,12 +91,12 @@ def _alone(
                     if number >= WARMUP:
                         seconds.append(time.perf_counter() - begin)
             if number >= WARMUP:
-                progress.advance(bar)  # type: ignore[arg-type]
+                progress.advance(bar)
     return {stage: (Latency.of(inside), Latency.of(through)) for stage, (inside, through) in times.items()}
 
 
 async def _together(
-    address: str, stages: list[str], requests: Split, seconds: float, progress: Progress, bar: object
+    address: str, stages: list[str], requests: Split, seconds: float, progress: Progress, bar: TaskID
 ) -> dict[str, dict[int, float]]:
     """Requests per second of closed loops of 1 and 16 callers, the stages taken in turn."""
     rates: dict[str, dict[int, float]] = {stage: {} for stage in stages}
@@ -103,7 +104,7 @@ async def _together(
         for callers in CALLERS:
             for stage in stages:
                 rates[stage][callers] = await _rate(client, stage, callers, requests, seconds)
-                progress.advance(bar)  # type: ignore[arg-type]
+                progress.advance(bar)
     return rates
 
 

@@ -16,17 +16,12 @@ from optimize.report_svg import INK, MUTED, PAINT, TEXT, WIDTH, svg
 from optimize.report_tables import number, percent, series
 
 _MARKER = {"torch": "o", "fp32": "s", "fp16": "^", "int8": "D", "other": "v"}
-_HEIGHT, _LABEL = 330.0, TEXT - 2
+_HEIGHT, _LABEL = 350.0, TEXT - 2
 # Where a label may stand: the direction from its point, and how much of the label lies left of there.
 _DIRECTIONS = (
-    (1.0, 0.0, 0.0),
-    (-1.0, 0.0, 1.0),
-    (0.7, 0.7, 0.0),
-    (0.7, -0.7, 0.0),
-    (-0.7, 0.7, 1.0),
-    (-0.7, -0.7, 1.0),
-    (0.0, 1.0, 0.5),
-    (0.0, -1.0, 0.5),
+    *((1.0, 0.0, 0.0), (-1.0, 0.0, 1.0)),
+    *((right, up, before) for right, before in ((0.7, 0.0), (-0.7, 1.0)) for up in (0.7, -0.7)),
+    *((0.0, up, before) for up in (1.0, -1.0) for before in (0.5, 0.2, 0.8)),
 )
 _RADII = range(12, 200, 6)
 
@@ -48,7 +43,7 @@ def pareto_front(stages: Sequence[Stage]) -> list[Stage]:
 def draw(stages: Sequence[Stage], published: str) -> str:
     """Loss to the teacher over p50 as SVG; the right axis has the metric itself, which is a function of the loss."""
     figure = Figure(figsize=(WIDTH / 72, _HEIGHT / 72), dpi=72)
-    axes = figure.add_axes((0.11, 0.125, 0.75, 0.86))
+    axes = figure.add_axes((0.11, 0.12, 0.75, 0.865))
     _scales(axes, stages)
     front = pareto_front(stages)
     steps = [stage.latency_ms.p50 for stage in front], [_loss(stage)[0] for stage in front]
@@ -74,7 +69,7 @@ def _scales(axes: Axes, stages: Sequence[Stage]) -> None:
     """Room for labels around every point; up is better; milliseconds without exponents."""
     p50s, losses = [stage.latency_ms.p50 for stage in stages], [loss for stage in stages for loss in _loss(stage)]
     margin = max((max(p50s) / min(p50s)) ** 0.12, 1.3)
-    room = max(0.1 * (max(losses) - min(losses)), 0.05)  # twice above, where the good ones crowd
+    room = max(0.12 * (max(losses) - min(losses)), 0.05)  # twice above, where the good ones crowd
     left, right = min(p50s) / margin, max(p50s) * margin
     axes.set_xscale("log")
     axes.set_xlim(left, right)
@@ -104,18 +99,21 @@ def _metric_axis(axes: Axes, stage: Stage) -> None:
 
 def _label(axes: Axes, stages: Sequence[Stage], published: str) -> None:
     """Each point's name in the nearest free place around it, with a line to it where that is not beside it."""
-    taken: list[Bbox] = []
-    points: list[tuple[float, float]] = []
+    marks: list[Bbox] = []
+    points: list[tuple[float, float, Stage]] = []
     for stage in stages:
         (x, y), (_, low), (_, high) = axes.transData.transform([(stage.latency_ms.p50, y) for y in _loss(stage)])
-        points.append((float(x), float(y)))
-        taken += [Bbox.from_bounds(x - 7, y - 7, 14, 14), Bbox.from_extents(x - 2, high, x + 2, low)]
-    for (x, y), stage in sorted(zip(points, stages, strict=True), key=lambda item: item[1].name != published):
-        box = _free_place(axes.bbox.frozen(), x, y, 0.6 * _LABEL * len(stage.name), taken)
-        taken.append(box)
-        near_x, near_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-        if math.hypot(near_x - x, near_y - y) > 14:
-            axes.plot([x, near_x], [y, near_y], color=MUTED, linewidth=0.6, transform=None)
+        points.append((float(x), float(y), stage))
+        marks += [Bbox.from_bounds(x - 7, y - 7, 14, 14), Bbox.from_extents(x - 2, high, x + 2, low)]
+    placed: list[Bbox] = []
+    middle = (axes.bbox.x0 + axes.bbox.x1) / 2
+    # The published one has the first choice, then those near the edges, which have the fewest.
+    for x, y, stage in sorted(points, key=lambda point: (point[2].name != published, -abs(point[0] - middle))):
+        box = _free_place(axes.bbox.frozen(), x, y, 0.6 * _LABEL * len(stage.name), marks, placed)
+        line = _line(x, y, box)
+        placed += [box, *line]
+        if len(line) > 4:
+            axes.plot([x, line[-1].x0], [y, line[-1].y0], color=MUTED, linewidth=0.6, transform=None)
         axes.text(
             (box.x0 + box.x1) / 2,
             (box.y0 + box.y1) / 2,
@@ -129,19 +127,32 @@ def _label(axes: Axes, stages: Sequence[Stage], published: str) -> None:
         )
 
 
-def _free_place(inside: Bbox, x: float, y: float, width: float, taken: list[Bbox]) -> Bbox:
-    """The nearest box of a label's size around (x, y) that touches no other; beside the point if there is none."""
+def _free_place(inside: Bbox, x: float, y: float, width: float, marks: list[Bbox], placed: list[Bbox]) -> Bbox:
+    """The nearest box of a label's size around (x, y) that touches nothing and whose line crosses no other.
+
+    In a crowd the line may cross, and if that is not enough the label may cover what is there.
+    """
     height = _LABEL + 4
     candidates = [
         Bbox.from_bounds(x + right * radius - before * width, y + up * radius - height / 2, width, height)
         for radius in _RADII
         for right, up, before in _DIRECTIONS
     ]
-    for box in candidates:
-        within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        if within and not box.count_overlaps(taken):
-            return box
-    return candidates[0]
+    within = [
+        box
+        for box in candidates
+        if inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+    ]
+    free = [box for box in within if not box.count_overlaps([*marks, *placed])]
+    clear = (box for box in free if not any(piece.count_overlaps(placed) for piece in _line(x, y, box)))
+    return next(clear, [*free, *within, *candidates][0])
+
+
+def _line(x: float, y: float, box: Bbox) -> list[Bbox]:
+    """The way from a point to the nearest edge of its label, as small boxes every three points."""
+    end_x, end_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    ways = np.linspace(0, 1, 1 + int(math.hypot(end_x - x, end_y - y) / 3))
+    return [Bbox.from_bounds(x + way * (end_x - x), y + way * (end_y - y), 1, 1) for way in ways[1:]]
 
 
 def _loss(stage: Stage) -> tuple[float, float, float]:

@@ -21,6 +21,8 @@ def explain(log: str, status: int) -> str:
 
     log: what Triton wrote. status: its exit status as subprocess gives it, negative for the signal that ended it.
     """
+    if status < 0:  # it could not say why; what it logged before that was about something else
+        return f"ended by {signal.Signals(-status).name}"
     errors = [text for match in _ERROR.finditer(log) if _HARMLESS not in (text := _unquote(match["message"]))]
     reasons = [
         f"model '{load['model']}' version {load['version']}: {load['reason']}"
@@ -31,8 +33,6 @@ def explain(log: str, status: int) -> str:
         reasons = errors + [match["message"] for match in _PARSE.finditer(log)]
     if not reasons:
         reasons = [match["message"] for match in _FATAL.finditer(log)]
-    if status < 0:
-        reasons.insert(0, f"ended by {signal.Signals(-status).name}")
     condensed = dict.fromkeys(map(condense, reasons))
     return "; ".join(condensed) or f"exit status {status}, last line: {(log.splitlines() or ['none'])[-1]}"
 

@@ -1,8 +1,8 @@
 """A real Triton with small models for the client's tests, and one way to ask it through all four clients.
 
-    load_forecast   the real one's interface; forecasts yesterday's demand, so the right answer is known
-    echo            every kind of datatype, returned as it came; 'note' is optional
-    slow            one request at a time, sleeps for the seconds it is given; fails when they are negative
+load_forecast   the real one's interface; forecasts yesterday's demand, so the right answer is known
+echo            every kind of datatype, returned as it came; 'note' is optional
+slow            one request at a time, sleeps for the seconds it is given; fails when they are negative
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Export, fusion and quantisation of the forecaster's graph, checked on the graph itself."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from optimize.quantize.plan import Choice, weighted_operators
 
 VARIANT = recipes.load("load_forecast").variants["lstm"]
 SPEC = VARIANT.spec
+SINE = Path(__file__).parents[1] / "recipes" / "sine_gru.py"
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +143,8 @@ def test_a_planted_fault_is_found(fused: ModelProto, fault: object, message: str
 
 
 def test_a_gru_of_the_other_flavour_is_found() -> None:
-    spec = recipes.load(file=_sine_file()).variants["gru"].spec
-    model = onnx_export.export(recipes.load(file=_sine_file()).variants["gru"].networks["student"](), spec)
+    spec = recipes.load(file=SINE).variants["gru"].spec
+    model = onnx_export.export(recipes.load(file=SINE).variants["gru"].networks["student"](), spec)
     gru = next(node for node in model.graph.node if node.op_type == "GRU")
     flavour = next(attribute for attribute in gru.attribute if attribute.name == "linear_before_reset")
     assert flavour.i == 1
@@ -179,7 +181,3 @@ def test_weights_that_cannot_be_quantised_are_an_error(fused: ModelProto) -> Non
     _hidden_weights(broken)
     with pytest.raises(QuantizationError, match="stayed in fp32"):
         dynamic.quantize(broken, plan)
-
-
-def _sine_file() -> "recipes.Path":
-    return recipes.Path(__file__).parents[1] / "recipes" / "sine_gru.py"

@@ -15,7 +15,7 @@ from optimize.distill import distill, is_current
 from optimize.errors import UserError
 from optimize.pipeline import Options
 from optimize.recipes import Recipe, Tolerances
-from optimize.report import from_json
+from optimize.report import Report, from_json
 from optimize.train import cross_validate, train_network
 from optimize.verify import GateError
 
@@ -48,7 +48,7 @@ def options(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Options
 
 
 @pytest.fixture(scope="module")
-def report(recipe: Recipe, options: Options) -> pipeline.Report:
+def report(recipe: Recipe, options: Options) -> Report:
     return pipeline.run(recipe, None, options)
 
 
@@ -65,7 +65,7 @@ def test_artifacts_that_cannot_be_written_stop_the_run_at_once(recipe: Recipe, t
         pipeline.run(recipe, None, Options(artifacts=tmp_path / "file"))
 
 
-def test_every_stage_is_measured_and_the_model_published(report: pipeline.Report, options: Options) -> None:
+def test_every_stage_is_measured_and_the_model_published(report: Report, options: Options) -> None:
     names = [stage.name for stage in report.stages]
     assert names[:4] == ["teacher_torch_fp32", "student_torch_fp32", "student_onnx_fp32", "student_onnx_fused"]
     assert all(gate.passed for gate in report.gates)
@@ -80,12 +80,12 @@ def test_every_stage_is_measured_and_the_model_published(report: pipeline.Report
     assert saved == report
 
 
-def test_a_gru_that_stays_in_fp32_is_said_to(report: pipeline.Report) -> None:
+def test_a_gru_that_stays_in_fp32_is_said_to(report: Report) -> None:
     assert report.plan["/gru/GRU"]["precision"] == "fp32"
     assert "no dynamically quantised GRU" in report.plan["/gru/GRU"]["reason"]
 
 
-def test_running_again_changes_nothing(recipe: Recipe, options: Options, report: pipeline.Report) -> None:
+def test_running_again_changes_nothing(recipe: Recipe, options: Options, report: Report) -> None:
     assert report.published is not None
     weights = path_of(options.checkpoints, "sine", "gru", "student").read_bytes()
     again = pipeline.run(recipe, None, options)
@@ -97,7 +97,7 @@ def test_running_again_changes_nothing(recipe: Recipe, options: Options, report:
 
 
 def test_a_failed_gate_publishes_nothing_but_reports(
-    recipe: Recipe, options: Options, report: pipeline.Report, tmp_path: Path
+    recipe: Recipe, options: Options, report: Report, tmp_path: Path
 ) -> None:
     strict = replace(recipe.variants["gru"], tolerances=Tolerances(metric_loss=-1))
     with pytest.raises(GateError, match=r"not published: gate 'metric loss to teacher'.*use a larger student"):
@@ -113,7 +113,7 @@ def test_a_failed_gate_publishes_nothing_but_reports(
 
 
 def test_a_new_teacher_makes_the_student_stale(
-    recipe: Recipe, options: Options, report: pipeline.Report, tmp_path: Path
+    recipe: Recipe, options: Options, report: Report, tmp_path: Path
 ) -> None:
     assert is_current(recipe, "gru", options.checkpoints)
     shutil.copytree(options.checkpoints, tmp_path / "checkpoints")

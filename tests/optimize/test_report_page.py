@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from html.parser import HTMLParser
-from math import nan
-
-import pytest
-
 from optimize.benchmark import Latency
 from optimize.report import (
     BatchDrift,
@@ -19,11 +12,7 @@ from optimize.report import (
     Quantized,
     Report,
     Stage,
-    with_server_latency,
 )
-from optimize.report_page import headlines, html, markdown, status
-from optimize.report_scatter import pareto_front
-from optimize.report_tables import number, percent, series, tables
 
 
 def stage(name: str, megabytes: float, p50: float, mae: float, onnx: bool = True, role: str = "chain") -> Stage:
@@ -95,7 +84,11 @@ REPORT = Report(
     },
     fusion={"constants folded, no-ops removed": 31, "zero RNN states dropped": 4, "left-overs folded": 0},
     plan={
-        "/encoder/LSTM": {"operator": "LSTM", "precision": "int8", "reason": "2.8 times faster, error 0.02 % of spread"},
+        "/encoder/LSTM": {
+            "operator": "LSTM",
+            "precision": "int8",
+            "reason": "2.8 times faster",
+        },
         "/head/Gemm": {"operator": "Gemm", "precision": "fp32", "reason": "not faster in int8 at batch 1"},
     },
     notes=["undistilled: the student's twin, trained on hard targets alone"],

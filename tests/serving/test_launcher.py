@@ -215,7 +215,7 @@ def test_a_new_version_is_taken_up_without_a_lost_request(repository: Path) -> N
             client.infer("double", [x], model_version="2")
             (repository / "double" / "3").mkdir()
             (repository / "double" / "3" / "model.onnx").write_bytes(b"this is no protobuf")
-            with pytest.raises(InferenceServerException, match="version 3 is at UNAVAILABLE.*Protobuf parsing"):
+            with pytest.raises(InferenceServerException, match=r"version 3 is at UNAVAILABLE.*Protobuf parsing"):
                 client.load_model("double", headers=server.record.grpc_headers)
             assert client.infer("double", [x]).get_response().model_version == "2"
         finally:
