@@ -40,7 +40,13 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument("--url", default="", metavar="HOST:PORT", help="default: 127.0.0.1, the protocol's usual port")
     server.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
-    server.add_argument("--deadline", type=float, default=REQUEST_DEADLINE_S, metavar="SECONDS", help="of the request; default: %(default)s")
+    server.add_argument(
+        "--deadline",
+        type=float,
+        default=REQUEST_DEADLINE_S,
+        metavar="SECONDS",
+        help="of the request; default: %(default)s",
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from clients.errors import (
     ServerError,
     ServerUnavailable,
 )
-from clients.transport import answer, invocation, late, lost, refused, unreachable
+from clients.transport import answer, invocation, late, lost, one_line, refused, unreachable
 
 _KINDS: dict[str, type[ClientError]] = {
     "400": InvalidRequest,
@@ -119,8 +119,8 @@ def _failure(
     why = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, broken) or (isinstance(error, HTTPException) and why.startswith(_CUT_SHORT)):
         return lost(call, address, why)
+    if "Expected HTTP/" in why:
+        return unreachable(address, "what answers is not HTTP; is this the HTTP port, 8000 unless told otherwise?")
     if isinstance(error, unconnected):
         return unreachable(address, why)
-    if isinstance(error, HTTPException):
-        why = "it does not speak HTTP; Triton's HTTP port is 8000 unless told otherwise, 8001 is gRPC"
-    return ServerError(f"{address}, asked for {subject(call)}: the answer cannot be read ({why})")
+    return ServerError(f"{address}, asked for {subject(call)}: the answer cannot be read ({one_line(why)})")

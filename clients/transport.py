@@ -64,7 +64,7 @@ def answer(model: str, version: str, result: Any, names: list[str], address: str
 
 def refused(call: Call, address: str, kind: type[ClientError], said: str) -> ClientError:
     """The server itself declined or failed; its words are kept."""
-    said = said.strip().removeprefix("[request id: <id_unknown>] ")
+    said = one_line(said).removeprefix("[request id: <id_unknown>] ")
     if kind is ModelNotFound and any(phrase in said for phrase in _NOT_READY):
         kind = ModelNotReady
     advice = {
@@ -79,14 +79,14 @@ def refused(call: Call, address: str, kind: type[ClientError], said: str) -> Cli
 def unreachable(address: str, why: str) -> ServerUnavailable:
     """No connection was made."""
     return ServerUnavailable(
-        f"no Triton server answers at {address} ({why}); start one with 'python -m serving' or give another address"
+        f"no Triton server answers at {address} ({one_line(why)}); start one with 'python -m serving' or give another address"
     )
 
 
 def lost(call: Call, address: str, why: str) -> ConnectionLost:
     """The connection broke after the call was sent."""
     return ConnectionLost(
-        f"the connection to {address} broke while {subject(call)} was answering ({why.rstrip('.')}); the request may have run or "
+        f"the connection to {address} broke while {subject(call)} was answering ({one_line(why).rstrip('.')}); the request may have run or "
         "not; check that the server is still up before asking again"
     )
 
@@ -96,6 +96,11 @@ def late(call: Call, address: str, deadline_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"{subject(call)} at {address} did not answer within {deadline_s:.3g} s; allow more time or look at its load"
     )
+
+
+def one_line(text: str) -> str:
+    """A server's words without their line breaks: an error is one line."""
+    return " ".join(text.split())
 
 
 def _named(model: str, version: str) -> dict[str, Any]:

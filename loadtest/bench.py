@@ -14,7 +14,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,10 @@ def _alone(
         for number in range(WARMUP + rounds):
             feed = requests.rows(number % len(requests), number % len(requests) + 1)
             for stage in stages:
-                runs = (partial(local[stage].run, feed), partial(client.infer, stage, feed))
+                runs: tuple[Callable[[], object], ...] = (
+                    partial(local[stage].run, feed),
+                    partial(client.infer, stage, feed),
+                )
                 for run, seconds in zip(runs, times[stage], strict=True):
                     run()
                     begin = time.perf_counter()

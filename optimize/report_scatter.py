@@ -8,22 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
 from optimize.report import Stage
+from optimize.report_labels import Box, Point, place
 from optimize.report_svg import INK, MUTED, PAINT, TEXT, WIDTH, svg
 from optimize.report_tables import number, percent, series
 
 _MARKER = {"torch": "o", "fp32": "s", "fp16": "^", "int8": "D", "other": "v"}
 _HEIGHT, _LABEL = 350.0, TEXT - 2
-# Where a label may stand: the direction from its point, and how much of the label lies left of there.
-_DIRECTIONS = (
-    *((1.0, 0.0, 0.0), (-1.0, 0.0, 1.0)),
-    *((right, up, before) for right, before in ((0.7, 0.0), (-0.7, 1.0)) for up in (0.7, -0.7)),
-    *((0.0, up, before) for up in (1.0, -1.0) for before in (0.5, 0.2, 0.8)),
-)
-_RADII = range(12, 200, 6)
 
 
 def drawable(stages: Sequence[Stage]) -> list[Stage]:
@@ -98,25 +91,21 @@ def _metric_axis(axes: Axes, stage: Stage) -> None:
 
 
 def _label(axes: Axes, stages: Sequence[Stage], published: str) -> None:
-    """Each point's name in the nearest free place around it, with a line to it where that is not beside it."""
-    marks: list[Bbox] = []
-    points: list[tuple[float, float, Stage]] = []
+    """Each point's name in a free place near it, with a line to it where that is not beside it."""
+    marks, points = [], []
     for stage in stages:
         (x, y), (_, low), (_, high) = axes.transData.transform([(stage.latency_ms.p50, y) for y in _loss(stage)])
-        points.append((float(x), float(y), stage))
-        marks += [Bbox.from_bounds(x - 7, y - 7, 14, 14), Bbox.from_extents(x - 2, high, x + 2, low)]
-    placed: list[Bbox] = []
-    middle = (axes.bbox.x0 + axes.bbox.x1) / 2
-    # The published one has the first choice, then those near the edges, which have the fewest.
-    for x, y, stage in sorted(points, key=lambda point: (point[2].name != published, -abs(point[0] - middle))):
-        box = _free_place(axes.bbox.frozen(), x, y, 0.6 * _LABEL * len(stage.name), marks, placed)
-        line = _line(x, y, box)
-        placed += [box, *line]
-        if len(line) > 4:
-            axes.plot([x, line[-1].x0], [y, line[-1].y0], color=MUTED, linewidth=0.6, transform=None)
+        points.append(Point(float(x), float(y)))
+        marks += [Box(x - 7, y - 7, x + 7, y + 7), Box(x - 2, min(low, high), x + 2, max(low, high))]
+    widths = [0.6 * _LABEL * len(stage.name) for stage in stages]  # about; the browser has fonts of its own
+    boxes = place(points, widths, _LABEL + 4, Box(*axes.bbox.extents), marks)
+    for stage, point, box in zip(stages, points, boxes, strict=True):
+        end = box.nearest(point)
+        if math.dist(point, end) > 14:
+            axes.plot([point.x, end.x], [point.y, end.y], color=MUTED, linewidth=0.6, transform=None)
         axes.text(
-            (box.x0 + box.x1) / 2,
-            (box.y0 + box.y1) / 2,
+            (box.left + box.right) / 2,
+            (box.bottom + box.top) / 2,
             stage.name,
             ha="center",
             va="center",
@@ -125,34 +114,6 @@ def _label(axes: Axes, stages: Sequence[Stage], published: str) -> None:
             color=INK if stage.role == "chain" else MUTED,
             transform=None,
         )
-
-
-def _free_place(inside: Bbox, x: float, y: float, width: float, marks: list[Bbox], placed: list[Bbox]) -> Bbox:
-    """The nearest box of a label's size around (x, y) that touches nothing and whose line crosses no other.
-
-    In a crowd the line may cross, and if that is not enough the label may cover what is there.
-    """
-    height = _LABEL + 4
-    candidates = [
-        Bbox.from_bounds(x + right * radius - before * width, y + up * radius - height / 2, width, height)
-        for radius in _RADII
-        for right, up, before in _DIRECTIONS
-    ]
-    within = [
-        box
-        for box in candidates
-        if inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-    ]
-    free = [box for box in within if not box.count_overlaps([*marks, *placed])]
-    clear = (box for box in free if not any(piece.count_overlaps(placed) for piece in _line(x, y, box)))
-    return next(clear, [*free, *within, *candidates][0])
-
-
-def _line(x: float, y: float, box: Bbox) -> list[Bbox]:
-    """The way from a point to the nearest edge of its label, as small boxes every three points."""
-    end_x, end_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-    ways = np.linspace(0, 1, 1 + int(math.hypot(end_x - x, end_y - y) / 3))
-    return [Bbox.from_bounds(x + way * (end_x - x), y + way * (end_y - y), 1, 1) for way in ways[1:]]
 
 
 def _loss(stage: Stage) -> tuple[float, float, float]:

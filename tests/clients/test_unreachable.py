@@ -79,7 +79,7 @@ def test_a_silent_listener_is_left_at_the_connect_deadline(kind: Kind) -> None:
 def test_the_wrong_port(practice: Server, style: str) -> None:
     with pytest.raises(clients.ServerUnavailable, match="is this the gRPC port, 8001 unless told otherwise"):
         connect(("grpc", style), practice.http)
-    with pytest.raises(clients.ClientError, match="is this the HTTP port, 8000 unless told otherwise"):
+    with pytest.raises(clients.ServerUnavailable, match="is this the HTTP port, 8000 unless told otherwise"):
         connect(("http", style), practice.grpc)
 
 

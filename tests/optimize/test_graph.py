@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from optimize import fuse, onnx_export, recipes
 from optimize.data.dataset import Arrays
+from optimize.fuse.rnn_state import drop_zero_states
 from optimize.onnx_export import ExportError
 from optimize.quantize import dynamic
 from optimize.quantize.coverage import coverage, planned_share
@@ -99,10 +100,10 @@ def test_a_state_that_is_not_zero_is_kept() -> None:
         ],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    rewritten, count = fuse.drop_zero_states(model)
+    rewritten, count = drop_zero_states(model)
     assert count == 1
     assert list(rewritten.graph.node[-1].input) == ["x", "W", "R", "", "", "h"]
-    x = {"x": random.normal(size=(4, 1, 2)).astype(np.float32)}
+    x: Arrays = {"x": random.normal(size=(4, 1, 2)).astype(np.float32)}
     np.testing.assert_array_equal(answer(rewritten, x), answer(model, x))
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from optimize import verify
 from optimize.data.dataset import Arrays, Split
@@ -7,7 +8,7 @@ from optimize.recipes import Metric
 from optimize.verify import Gate, GateError
 
 RANDOM = np.random.default_rng(0)
-X = RANDOM.normal(size=(200, 3)).astype(np.float32)
+X: NDArray[np.float32] = RANDOM.normal(size=(200, 3)).astype(np.float32)
 SPLIT = Split({"x": X}, {"y": X.sum(axis=1)}, np.arange(200) // 10)
 MAE = Metric(
     "MAE",
@@ -17,6 +18,13 @@ MAE = Metric(
     ),
     lambda sums: float(sums[0] / sums[1]),
 )
+
+
+TARGETS = X.sum(axis=1)
+
+
+def positive(outputs: Arrays) -> NDArray[np.bool_]:
+    return outputs["y"].astype(float) > 0
 
 
 def honest(inputs: Arrays) -> Arrays:
@@ -29,13 +37,13 @@ def company_dependent(inputs: Arrays) -> Arrays:
 
 def test_an_honest_model_does_not_drift() -> None:
     alone = verify.answers(honest, SPLIT, batch_size=1)
-    drift = verify.batch_invariance(honest, SPLIT, MAE, alone, lambda outputs: outputs["y"] > 0)
+    drift = verify.batch_invariance(honest, SPLIT, MAE, alone, positive)
     assert (drift.max_abs_drift, drift.decision_flips, drift.metric_change, drift.cases) == (0, 0, 0, 200)
 
 
 def test_a_model_that_minds_its_company_is_found() -> None:
     alone = verify.answers(company_dependent, SPLIT, batch_size=1)
-    drift = verify.batch_invariance(company_dependent, SPLIT, MAE, alone, lambda outputs: outputs["y"] > 0)
+    drift = verify.batch_invariance(company_dependent, SPLIT, MAE, alone, positive)
     assert drift.max_abs_drift == pytest.approx(X.max(), rel=1e-6)
     assert drift.decision_flips > 0
     assert drift.metric_change > 1
@@ -52,7 +60,7 @@ def test_gates_name_themselves_and_nan_never_passes() -> None:
 
 
 def test_interval_covers_the_value_and_shrinks_with_more_groups() -> None:
-    statistics = MAE.statistics({"y": SPLIT.targets["y"] + X[:, 0]}, SPLIT)
+    statistics = MAE.statistics({"y": TARGETS + X[:, 0]}, SPLIT)
     low, high = verify.confidence(MAE, statistics, SPLIT.groups)
     assert low < MAE.value(statistics.sum(axis=0)) < high
     fewer = verify.confidence(MAE, statistics, SPLIT.groups // 5)
@@ -62,8 +70,8 @@ def test_interval_covers_the_value_and_shrinks_with_more_groups() -> None:
 
 
 def test_loss_is_relative_and_positive_when_worse() -> None:
-    better = MAE.statistics({"y": SPLIT.targets["y"] + 1}, SPLIT)
-    worse = MAE.statistics({"y": SPLIT.targets["y"] + 1.5}, SPLIT)
+    better = MAE.statistics({"y": TARGETS + 1}, SPLIT)
+    worse = MAE.statistics({"y": TARGETS + 1.5}, SPLIT)
     loss, low, high = verify.relative_loss(MAE, worse, better, SPLIT.groups)
     assert (loss, low, high) == pytest.approx((0.5, 0.5, 0.5))
     upwards = Metric("up", True, MAE.statistics, MAE.value)
