@@ -79,15 +79,16 @@ def refused(call: Call, address: str, kind: type[ClientError], said: str) -> Cli
 def unreachable(address: str, why: str) -> ServerUnavailable:
     """No connection was made."""
     return ServerUnavailable(
-        f"no Triton server answers at {address} ({one_line(why)}); start one with 'python -m serving' or give another address"
+        f"no Triton server answers at {address} ({one_line(why)}); start one with 'python -m serving' or give another "
+        "address"
     )
 
 
 def lost(call: Call, address: str, why: str) -> ConnectionLost:
     """The connection broke after the call was sent."""
     return ConnectionLost(
-        f"the connection to {address} broke while {subject(call)} was answering ({one_line(why).rstrip('.')}); the request may have run or "
-        "not; check that the server is still up before asking again"
+        f"the connection to {address} broke while {subject(call)} was answering ({one_line(why).rstrip('.')}); the "
+        "request may have run or not; check that the server is still up before asking again"
     )
 
 

@@ -40,6 +40,8 @@ def style() -> Iterator[None]:
         "text.parse_math": False,
         "font.size": TEXT,
         "text.color": INK,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
         "axes.labelcolor": MUTED,
         "axes.edgecolor": LINE,
         "axes.spines.top": False,
@@ -58,9 +60,6 @@ def style() -> Iterator[None]:
 
 def svg(figure: Figure, name: str, words: str) -> str:
     """An <svg> element that a screen reader reads as ``words``, with ids that no figure of another name has."""
-    figure.patch.set_visible(False)
-    for axes in figure.axes:
-        axes.patch.set_visible(False)
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawn = file.getvalue()
