@@ -59,7 +59,7 @@ class HttpTransport:
                 raise
             raise late(call, self.address, deadline_s) from None
         except (InferenceServerException, HTTPException, OSError, ValueError, LookupError) as error:
-            raise _failure(error, call, self.address, deadline_s, _BROKEN, (OSError,)) from None
+            raise _failure(error, call, self.address, deadline_s, _BROKEN) from None
         return _reply(result, call, self.address)
 
     def close(self) -> None:
@@ -75,8 +75,8 @@ class AsyncHttpTransport:
 
         self.address = address
         self._failures = (aiohttp.ClientError, InferenceServerException, OSError, ValueError, LookupError)
-        self._broken = (aiohttp.ServerConnectionError, aiohttp.ClientPayloadError, *_BROKEN)
-        self._unreachable = (aiohttp.ClientConnectorError,)
+        self._unconnected = aiohttp.ClientConnectorError
+        self._broken = (aiohttp.ServerConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientOSError, *_BROKEN)
         self._client = triton_aio.InferenceServerClient(address, conn_limit=connections, conn_timeout=None)
 
     async def send(self, call: Call, deadline_s: float) -> Any:
@@ -86,8 +86,10 @@ class AsyncHttpTransport:
                 result = await getattr(self._client, method)(**arguments)
         except TimeoutError:
             raise late(call, self.address, deadline_s) from None
+        except self._unconnected as error:
+            raise unreachable(self.address, error.strerror or str(error)) from None
         except self._failures as error:
-            raise _failure(error, call, self.address, deadline_s, self._broken, self._unreachable) from None
+            raise _failure(error, call, self.address, deadline_s, self._broken) from None
         return _reply(result, call, self.address)
 
     async def close(self) -> None:
@@ -106,12 +108,7 @@ def _reply(result: Any, call: Call, address: str) -> Any:
 
 
 def _failure(
-    error: Exception,
-    call: Call,
-    address: str,
-    deadline_s: float,
-    broken: tuple[type[Exception], ...],
-    unconnected: tuple[type[Exception], ...],
+    error: Exception, call: Call, address: str, deadline_s: float, broken: tuple[type[Exception], ...]
 ) -> ClientError:
     if isinstance(error, InferenceServerException):
         kind, said = _KINDS.get(str(error.status()), ServerError), error.message() or "no reason given"
@@ -121,6 +118,6 @@ def _failure(
         return lost(call, address, why)
     if "Expected HTTP/" in why:
         return unreachable(address, "what answers is not HTTP; is this the HTTP port, 8000 unless told otherwise?")
-    if isinstance(error, unconnected):
+    if isinstance(error, OSError):
         return unreachable(address, why)
     return ServerError(f"{address}, asked for {subject(call)}: the answer cannot be read ({one_line(why)})")

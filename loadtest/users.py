@@ -57,7 +57,9 @@ class OpenLoopUser(User):
         super().__init__(environment)
         options = environment.parsed_options
         self._options = options
-        self._seat = next(OpenLoopUser._seats)
+        self._users = options.num_users or 1
+        worker = max(getattr(environment.runner, "worker_index", 0), 0)  # of a distributed run
+        self._seat = worker * self._users + next(OpenLoopUser._seats)
         self._requests = self.workload(self._seat)
         self._in_flight = Group()
         self._client: clients.Client | None = None
@@ -74,7 +76,7 @@ class OpenLoopUser(User):
         if OpenLoopUser._start_s is None:
             OpenLoopUser._start_s = clock_s()
         schedule = ARRIVALS[self._options.arrivals]
-        due_times = schedule(self._options.rate, OpenLoopUser._start_s, self._seat, self._options.num_users or 1)
+        due_times = schedule(self._options.rate, OpenLoopUser._start_s, self._seat, self._users)
         self._loop = OpenLoop(
             skip_past(due_times, clock_s()),
             send=self._infer,

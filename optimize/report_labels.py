@@ -77,19 +77,22 @@ def _nearest_free(
     point: Point, width: float, height: float, inside: Box, marks: list[Box], taken: list[Box]
 ) -> tuple[Box, int]:
     """A place and how bad it is: 0 is free, 1 crosses a line or a label, 2 covers something."""
-    crossing, covering = None, None
+    crossing: Box | None = None
+    covering: Box | None = None
     for radius in _RADII:
         for right, up, before in _DIRECTIONS:
             left, bottom = point.x + right * radius - before * width, point.y + up * radius - height / 2
             box = Box(left, bottom, left + width, bottom + height)
+            if not box.within(inside):
+                continue
             covering = covering or box
-            if not box.within(inside) or box.touches(marks) or box.touches(taken):
+            if box.touches(marks) or box.touches(taken):
                 continue
             if not any(piece.touches(taken) for piece in _line(point, box)):
                 return box, 0
             crossing = crossing or box
-    assert covering is not None
-    return (crossing, 1) if crossing else (covering, 2)
+    beside = Box(point.x, point.y, point.x + width, point.y + height)
+    return (crossing, 1) if crossing else (covering or beside, 2)
 
 
 def _line(point: Point, box: Box) -> list[Box]:

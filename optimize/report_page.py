@@ -33,6 +33,7 @@ def markdown(report: Report) -> str:
     """The report as Markdown: headline, status, data, environment, then every table, then the notes."""
     lines = [f"# {_text(title(report))}", ""]
     if found := headlines(report):
+        lines += [f"{_text(subject(report))}:", ""]
         lines += [
             " · ".join(f"**{_text(line.value)}** {_text(line.label)} ({_text(line.detail)})" for line in found),
             "",
@@ -59,6 +60,7 @@ def html(report: Report) -> str:
     return page.get_template(_TEMPLATE).render(
         report=report,
         title=title(report),
+        subject=subject(report),
         headlines=headlines(report),
         status=status(report),
         failed=[gate for gate in report.gates if not gate.passed],
@@ -83,9 +85,9 @@ def headlines(report: Report) -> list[Headline]:
     before, after = first.metric.value, last.metric.value
     if first is last:
         return [
-            Headline(f"{number(last.latency_ms.p50)} ms", "p50 latency", last.name),
-            Headline(f"{number(last.size_bytes / 1e6)} MB", "model size", last.name),
-            Headline(number(after, 4), last.metric.name, interval(last.metric)),
+            Headline(f"{number(last.latency_ms.p50)} ms", "p50 latency", "of a single request"),
+            Headline(f"{number(last.size_bytes / 1e6)} MB", "model size", f"{last.parameters:,} parameters"),
+            Headline(number(after, 4), last.metric.name, f"{interval(last.metric)}, 95 % interval"),
         ]
     latencies = f"p50 {number(first.latency_ms.p50)} → {number(last.latency_ms.p50)} ms"
     sizes = f"{number(first.size_bytes / 1e6)} → {number(last.size_bytes / 1e6)} MB"
@@ -96,6 +98,14 @@ def headlines(report: Report) -> list[Headline]:
         Headline(ratio(first.size_bytes, last.size_bytes), "smaller", sizes),
         Headline(change, last.metric.name, f"{number(before, 4)} → {number(after, 4)}, {better}"),
     ]
+
+
+def subject(report: Report) -> str:
+    """What the headlines compare."""
+    if (found := ends(report)) is None:
+        return ""
+    first, last = found
+    return last.name if first is last else f"{last.name} against {first.name}"
 
 
 def ends(report: Report) -> tuple[Stage, Stage] | None:

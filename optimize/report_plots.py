@@ -44,7 +44,7 @@ SIZE = Quantity("Size", "MB", "smaller", lambda stage: stage.size_bytes / 1e6)
 
 
 def plots(report: Report) -> list[Plot]:
-    """Latency, size, and accuracy against latency; what cannot be drawn is left out."""
+    """Latency, size, and accuracy against latency; what cannot be drawn, or compares nothing, is left out."""
     stages = chain_first(report.stages)
     published = report.published.stage if report.published else ""
     if not stages:
@@ -62,7 +62,7 @@ def plots(report: Report) -> list[Plot]:
                 _bars(stages, SIZE, published),
             ),
         ]
-        if drawable := report_scatter.drawable(stages):
+        if len(drawable := report_scatter.drawable(stages)) > 1:
             found.append(
                 Plot(
                     "Accuracy against latency",
@@ -113,7 +113,7 @@ def _whisker(axes: Axes, place: int, stage: Stage) -> None:
         if at <= end:
             axes.plot([at, at], [place - half, place + half], color=INK, linewidth=1.1)
     if latency.p99 > end:
-        axes.plot(end, place, ">", markersize=6, color=INK)
+        axes.plot(end, place, ">", markersize=6, color=INK, clip_on=False)
 
 
 def _weight(stage: Stage, published: str) -> str:

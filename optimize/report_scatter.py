@@ -67,7 +67,8 @@ def _scales(axes: Axes, stages: Sequence[Stage]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     axes.set_ylim(max(losses) + room, min(losses) - 2 * room)
-    ticks = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5)]
+    digits = (1, 2, 5) if right / left > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ticks = [digit * 10.0**power for power in range(-4, 6) for digit in digits]
     ticks = [tick for tick in ticks if left <= tick <= right]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

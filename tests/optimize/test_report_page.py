@@ -150,7 +150,8 @@ def test_markdown_has_every_part() -> None:
     parts = [found.name for found in REPORT.stages] + [gate.name for gate in REPORT.gates]
     parts += [*REPORT.comparisons, *REPORT.baselines, *REPORT.fusion, *REPORT.plan, *REPORT.notes, REPORT.data]
     assert [part for part in parts if part not in text] == []
-    assert "12.9×** faster (p50 8.80 → 0.680 ms)" in text
+    assert "student_onnx_int8 against teacher_torch_fp32" in text
+    assert "**12.9×** faster (p50 8.80 → 0.680 ms)" in text
     assert "140.9 (134.8 to 147.3)" in text
     assert "Published student_onnx_int8 as version 3" in text
     assert "avx512_vnni" in text
@@ -179,6 +180,7 @@ def test_failed_gates_stand_out() -> None:
     assert 'class="status bad"' in page
     assert 'class="failed"' not in html(REPORT)
     assert 'class="status"' in html(REPORT)
+    assert 'class="status idle"' in html(BARE)
 
 
 def test_latency_through_triton_is_a_column_once_it_is_known() -> None:
@@ -246,6 +248,7 @@ def test_plots_have_no_colours_of_their_own() -> None:
 
 def test_plots_without_numbers_are_left_out() -> None:
     assert [plot.title for plot in plots(NO_NUMBERS)] == ["Latency per stage", "Size per stage"]
+    assert [plot.title for plot in plots(BARE)] == ["Latency per stage", "Size per stage"]
     assert plots(EMPTY) == []
 
 
