@@ -43,13 +43,13 @@ class Judge:
         alone = verify.answers(candidate.run, cases, batch_size=1)
         drift = verify.batch_invariance(candidate.run, cases, metric, alone, decision)
         outputs = alone if published else verify.answers(candidate.run, self.split)
-        error = verify.max_abs(outputs, self.published)
+        error, spread = verify.max_abs(outputs, self.published), verify.spread(self.published)
         return self._stage(
             candidate,
             timed,
             outputs,
             "chain",
-            Parity(error, error / verify.spread(self.published), reference),
+            Parity(error, error / spread, verify.rms(outputs, self.published) / spread, reference),
             Quantized(**asdict(coverage(graph))),
             BatchDrift(**asdict(drift)),
         )

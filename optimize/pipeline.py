@@ -193,12 +193,13 @@ def verify_gates(work: Work) -> None:
         assert stage.parity is not None
         int8 = stage.precision == "int8"
         limit = limits.parity_int8 if int8 else limits.parity_fp32
+        value = stage.parity.relative_rms if int8 else stage.parity.relative
         advice = (
             "keep more operators in fp32 in the plan"
             if int8
             else "the export or a fusion changed the function: report it"
         )
-        work.gates.append(Gate(f"parity of {stage.name}", stage.parity.relative, limit, advice))
+        work.gates.append(Gate(f"parity of {stage.name}", value, limit, advice))
     assert chosen.batch_invariance is not None
     work.gates += [
         Gate(

@@ -26,10 +26,12 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute difference from the named stage, in the output's unit, and relative to the output's spread."""
+    """Difference from the named stage: the largest, in the output's unit; the same and the root mean square as shares
+    of the output's spread."""
 
     max_abs: float
     relative: float
+    relative_rms: float
     reference: str
 
 
@@ -162,5 +164,5 @@ def write(report: Report, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rendered = {"report.json": to_json(report), "report.md": markdown(report), "report.html": html(report)}
     for name, text in rendered.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in rendered]

@@ -77,6 +77,14 @@ def max_abs(outputs: Arrays, reference: Arrays) -> float:
     return max(float(np.max(np.abs(outputs[name].astype(float) - reference[name].astype(float)))) for name in reference)
 
 
+def rms(outputs: Arrays, reference: Arrays) -> float:
+    """The largest root mean square difference of an output."""
+    return max(
+        float(np.sqrt(np.mean((outputs[name].astype(float) - reference[name].astype(float)) ** 2)))
+        for name in reference
+    )
+
+
 def spread(reference: Arrays) -> float:
     """The smallest standard deviation of an output: the scale against which an error is large or small."""
     return min(float(np.std(values.astype(float))) for values in reference.values())

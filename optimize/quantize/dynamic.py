@@ -104,4 +104,4 @@ def _not_covered(operator: str) -> Choice:
 
 
 def _no_preprocessing_hint(record: logging.LogRecord) -> bool:
-    return "pre-processing" not in record.getMessage()
+    return not record.getMessage().startswith(("Quantization parameters for", "Please consider to run pre-processing"))

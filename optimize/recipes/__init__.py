@@ -79,15 +79,15 @@ class Network:
 class Tolerances:
     """The gates. All but the last two compare with the named reference; what exceeds them is not published.
 
-    parity_fp32: largest absolute difference of ONNX fp32 from torch, in units of the output.
-    parity_int8: the same for int8, relative to the outputs' standard deviation.
+    parity_fp32: largest difference of ONNX fp32 from torch, as a share of the output's standard deviation.
+    parity_int8: root mean square difference of int8 from torch, likewise: its largest is an accident of the test set.
     metric_loss: relative loss of the task metric, published model against teacher.
     batch_metric_change: relative change of the metric when every item shares its batch with others.
     weight_coverage: least share of the planned weight bytes that really is in low precision.
     """
 
     parity_fp32: float = 1e-4
-    parity_int8: float = 0.05
+    parity_int8: float = 0.02
     metric_loss: float = 0.01
     batch_metric_change: float = 0.001
     weight_coverage: float = 0.95
