@@ -97,7 +97,7 @@ RECIPE = Recipe(
             networks={
                 "teacher": network(416, dropout=0.4, epochs=12, learning_rate=7e-4, weight_decay=0.05, bfloat16=True),
                 "student": network(256, dropout=0.0, epochs=10, soft_weight=0.9, bfloat16=True),
-                "undistilled": network(256, dropout=0.2, epochs=8, bfloat16=True),
+                "undistilled": network(256, dropout=0.0, epochs=10, bfloat16=True),  # the student's settings
                 **{f"small_{hidden}": network(hidden, 1, dropout=0.2, epochs=8) for hidden in (32, 64, 128)},
             },
         )
