@@ -19,10 +19,14 @@ _SAMPLE = 500  # items on which an intermediate stage's batch drift is measured;
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges stages on one split: teacher and published are the torch answers of those two networks to it."""
+    """Judges stages on one split: teacher and published are the torch answers of those two networks to it.
+
+    train: the training split, which scales some figures.
+    """
 
     recipe: Recipe
     split: Split
+    train: Split
     teacher: Arrays
     published: Arrays
 
@@ -86,6 +90,7 @@ class Judge:
                 loss_to_teacher=loss,
                 loss_to_teacher_ci95=(low, high),
             ),
+            also={name: figure(outputs, self.split, self.train) for name, figure in self.recipe.also.items()},
             parity=parity,
             quantized=quantized,
             batch_invariance=drift,

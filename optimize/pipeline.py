@@ -164,7 +164,11 @@ def measure_stages(work: Work) -> None:
     with torch_threads(1):
         timed = measure(list(work.candidates.values()), split, work.options.rounds, progress=work.progress)
     judge = Judge(
-        work.recipe, work.dataset.test, _torch_answers(work, "teacher"), _torch_answers(work, work.variant.published)
+        work.recipe,
+        work.dataset.test,
+        work.dataset.train,
+        _torch_answers(work, "teacher"),
+        _torch_answers(work, work.variant.published),
     )
     bar = work.progress.add_task("answering the test set", total=len(work.candidates))
     for name, candidate in work.candidates.items():
@@ -303,14 +307,27 @@ def _report(work: Work) -> Report:
         data=work.dataset.source,
         environment={**environment(threads=1), "device": work.options.device},
         stages=work.stages,
-        gates=[GateResult(gate.name, gate.passed, gate.value, gate.limit, gate.advice) for gate in work.gates],
+        gates=[
+            GateResult(gate.name, gate.passed, gate.value, gate.limit, gate.at_least, gate.advice)
+            for gate in work.gates
+        ],
         published=work.published,
         baselines={name: baseline(work.dataset.test) for name, baseline in work.recipe.baselines.items()},
         comparisons=comparisons(work.stages, work.chosen),
         fusion=work.fusion,
         plan={node: asdict(choice) for node, choice in work.plan.items()},
-        notes=[f"{name}: {network.note}" for name, network in work.variant.networks.items() if network.note],
+        notes=_notes(work),
     )
+
+
+def _notes(work: Work) -> list[str]:
+    notes = [f"{name}: {network.note}" for name, network in work.variant.networks.items() if network.note]
+    if "student" in work.networks:
+        soft = work.networks["student"][1].training["soft_weight"]
+        notes.insert(
+            0, f"student: distilled, {soft:.0%} of its loss to the teacher's answers, {1 - soft:.0%} to the truth"
+        )
+    return notes
 
 
 def _require_writable(folder: Path) -> None:

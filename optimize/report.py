@@ -66,6 +66,7 @@ class Stage:
     throughput_batch: int
     server_latency_ms: Latency | None
     metric: MetricValue
+    also: dict[str, float]  # further figures, by name
     parity: Parity | None
     quantized: Quantized | None
     batch_invariance: BatchDrift | None
@@ -77,6 +78,7 @@ class GateResult:
     passed: bool
     value: float
     limit: float
+    at_least: bool  # whether the limit is a lower one
     advice: str
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from optimize.report import BatchDrift, GateResult, MetricValue, Parity, Report, Stage
@@ -123,6 +124,7 @@ def _accuracy(report: Report) -> Table:
         "stage": lambda stage: stage.name,
         f"{_metric(report)} (95 % interval)": lambda stage: interval(stage.metric),
         "loss to teacher (95 % interval)": lambda stage: _loss(stage.metric),
+        **{name: partial(_also, name) for name in (report.stages[0].also if report.stages else {})},
         "largest difference (of the spread)": lambda stage: _parity(stage.parity),
         "weights quantised": lambda stage: percent(stage.quantized.weight_bytes_fraction) if stage.quantized else "",
         "products quantised": lambda stage: percent(stage.quantized.mac_fraction) if stage.quantized else "",
@@ -138,7 +140,7 @@ def _gates(report: Report) -> Table:
         "gate": lambda gate: gate.name,
         "result": lambda gate: "passed" if gate.passed else "FAILED",
         "value": lambda gate: number(gate.value),
-        "limit": _limit,
+        "limit": lambda gate: f"{'≥' if gate.at_least else '≤'} {gate.limit:g}",
         "what to try": lambda gate: "" if gate.passed else gate.advice,
     }
     return _table("Gates", report.gates, columns, lambda gate: "" if gate.passed else "failed")
@@ -221,12 +223,9 @@ def _loss(metric: MetricValue) -> str:
     return f"{percent(metric.loss_to_teacher, True)} ({percent(low, True).removesuffix(' %')} to {percent(high, True)})"
 
 
+def _also(name: str, stage: Stage) -> str:
+    return number(stage.also[name]) if name in stage.also else ""
+
+
 def _parity(parity: Parity | None) -> str:
     return f"{number(parity.max_abs)} ({number(100 * parity.relative)} %)" if parity else ""
-
-
-def _limit(gate: GateResult) -> str:
-    """The limit and its direction, which the outcome betrays unless value and limit are equal or not numbers."""
-    if gate.value == gate.limit or not math.isfinite(gate.value):
-        return f"{gate.limit:g}"
-    return f"{'≤' if gate.passed == (gate.value < gate.limit) else '≥'} {gate.limit:g}"

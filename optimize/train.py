@@ -127,10 +127,11 @@ def train_network(
     spec, network = recipe.variants[variant].spec, recipe.variants[variant].networks[name]
     result = fit(recipe, spec, network, dataset.train, dataset.validation, teacher[0] if teacher else None, progress)
     round_to_half(result.module)
-    metrics = {
-        split_name: {recipe.metric.name: recipe.metric(predict(result.module, spec, split), split)}
-        for split_name, split in (("validation", dataset.validation), ("test", dataset.test))
-    }
+    metrics: dict[str, dict[str, float]] = {}
+    for split_name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        outputs = predict(result.module, spec, split)
+        metrics[split_name] = {recipe.metric.name: recipe.metric(outputs, split)}
+        metrics[split_name] |= {label: figure(outputs, split, dataset.train) for label, figure in recipe.also.items()}
     metrics["baselines_test"] = {label: baseline(dataset.test) for label, baseline in recipe.baselines.items()}
     sidecar = Sidecar(
         recipe=recipe.name,

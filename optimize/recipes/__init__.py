@@ -125,7 +125,8 @@ class Recipe:
     load: data path or None to a Dataset. loss: (outputs, targets) to a scalar, used for true targets and for the
     teacher's answers alike unless soft_loss is given. prepare: called once on a network before it is trained, with
     the training split (to set normalisation). folds: rolling-origin or other cross-validation splits.
-    baselines: metric values of answers that need no network, by name, on a split. decision: outputs to the (items,)
+    baselines: metric values of answers that need no network, by name, on a split. also: further figures that are
+    reported but not gated, by name: (outputs, split, training split) to a number. decision: outputs to the (items,)
     decisions that users act on, such as the best class; the report counts how many flip in company.
     """
 
@@ -139,6 +140,7 @@ class Recipe:
     prepare: Callable[[nn.Module, Split], None] | None = None
     folds: Callable[[Path | None, int], Iterator[tuple[Split, Split]]] | None = None
     baselines: dict[str, Callable[[Split], float]] = field(default_factory=dict)
+    also: dict[str, Callable[[Arrays, Split, Split], float]] = field(default_factory=dict)
     decision: Callable[[Arrays], NDArray[np.generic]] | None = None
     file: Path | None = None
 

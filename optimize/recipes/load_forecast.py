@@ -46,6 +46,11 @@ def same_hour_last_week(split: Split) -> float:
     return MAE({"forecast": demand[:-168]}, split.take(slice(168, None)))
 
 
+def scaled_error(outputs: Arrays, split: Split, train: Split) -> float:
+    """MASE: the MAE over that of same hour yesterday in the training years (Hyndman and Koehler, 2006)."""
+    return MAE(outputs, split) / same_hour(train, 24)
+
+
 def peak_hour(outputs: Arrays) -> NDArray[np.generic]:
     """(items,): the hour of the highest demand, which is what a grid operator acts on."""
     hours: NDArray[np.intp] = np.argmax(outputs["forecast"], axis=1)
@@ -85,6 +90,7 @@ RECIPE = Recipe(
     augment=other_weather,
     prepare=normalise,
     folds=electricity.folds,
+    also={"MASE": scaled_error},
     decision=peak_hour,
     baselines={
         "same hour yesterday": lambda split: same_hour(split, 24),
