@@ -2,10 +2,10 @@
 
     python -m loadtest.bench --model load_forecast        # after python -m optimize.export --quantize
 
-The stages become models of a repository of their own, without a response cache. One request after another goes in
-turn to every stage in this process and through gRPC, so that all see the same machine; then each stage answers 1 and
-16 callers at a time. The result is merged into the recipe's report. The load generator shares the machine's cores
-with the server, which makes the throughputs lower bounds.
+The stages become models of a repository of their own, without a response cache. They take turns, 50 requests at a time,
+each answered in this process and through gRPC, so that all see the same machine and none the other's leavings in its
+caches; then each stage answers 1 and 16 callers at a time. The result is merged into the recipe's report. The load
+generator shares the machine's cores with the server, which makes the throughputs lower bounds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from rich.table import Table
 import clients
 from optimize import command, recipes, report, repository
 from optimize.benchmark import Latency, onnx_candidate
-from optimize.data.dataset import Split
+from optimize.data.dataset import Arrays, Split
 from optimize.errors import UserError
 from optimize.recipes import Recipe
 from serving.config import ServerConfig
 from serving.launcher import Server
 
 CALLERS = (1, 16)
-WARMUP = 20
+TURN, WARMUP = 50, 5  # requests of a stage before the next has its turn, and how many of them are not timed
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,21 @@ def bench(recipe: Recipe, variant: str | None, artifacts: Path, data: Path | Non
 def _alone(
     address: str, stages: list[str], folder: Path, requests: Split, rounds: int, progress: Progress, bar: TaskID
 ) -> dict[str, tuple[Latency, Latency]]:
-    """Interleaved: per round, every stage once in this process and once through the server, each after a warm call."""
+    """In turns of 50 requests a stage, each request in this process and through the server."""
     local = {stage: onnx_candidate(stage, folder / f"{stage}.onnx", "", 0) for stage in stages}
     times: dict[str, tuple[list[float], list[float]]] = {stage: ([], []) for stage in stages}
     with clients.connect(address) as client:
-        for number in range(WARMUP + rounds):
-            feed = requests.rows(number % len(requests), number % len(requests) + 1)
+        for first in range(0, rounds, TURN):
             for stage in stages:
-                runs: tuple[Callable[[], object], ...] = (
-                    partial(local[stage].run, feed),
-                    partial(client.infer, stage, feed),
-                )
+                runs: tuple[Callable[[Arrays], object], ...] = (local[stage].run, partial(client.infer, stage))
                 for run, seconds in zip(runs, times[stage], strict=True):
-                    run()
-                    begin = time.perf_counter()
-                    run()
-                    if number >= WARMUP:
-                        seconds.append(time.perf_counter() - begin)
-            if number >= WARMUP:
-                progress.advance(bar)
+                    for number in range(first - WARMUP, min(first + TURN, rounds)):
+                        feed = requests.rows(number % len(requests), number % len(requests) + 1)
+                        begin = time.perf_counter()
+                        run(feed)
+                        if number >= first:
+                            seconds.append(time.perf_counter() - begin)
+            progress.advance(bar, min(TURN, rounds - first))
     return {stage: (Latency.of(inside), Latency.of(through)) for stage, (inside, through) in times.items()}
 
 

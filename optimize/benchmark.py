@@ -86,28 +86,32 @@ def measure(
         raise UserError(f"benchmark: {len(requests)} requests are too few for batches of {batch}; give more data")
     singles = [requests.rows(i, i + 1) for i in range(min(len(requests), rounds))]
     batches = [requests.rows(i, i + batch) for i in range(0, min(len(requests), 8 * batch) - batch + 1, batch)]
-    batch_rounds = max(rounds // 10, 5)
-    bar = progress.add_task("benchmark", total=rounds + batch_rounds) if progress else None
-    alone: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
-    together: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
-    for times, feeds, count in ((alone, singles, rounds), (together, batches, batch_rounds)):
-        for candidate in candidates:
-            for _ in range(warmup):
-                candidate.run(feeds[0])
-        for feed in itertools.islice(itertools.cycle(feeds), count):
-            for candidate in candidates:
-                candidate.run(feed)
-                begin = time.perf_counter()
-                candidate.run(feed)
-                times[candidate.name].append(time.perf_counter() - begin)
-            if progress and bar is not None:
-                progress.advance(bar)
+    runs = {candidate.name: candidate.run for candidate in candidates}
+    alone = interleaved(runs, singles, rounds, warmup, progress)
+    together = interleaved(runs, batches, max(rounds // 10, 5), warmup, progress)
     return {
-        candidate.name: Measurement(
-            Latency.of(alone[candidate.name]), batch / float(np.median(together[candidate.name])), batch
-        )
-        for candidate in candidates
+        name: Measurement(Latency.of(alone[name]), batch / float(np.median(together[name])), batch) for name in runs
     }
+
+
+def interleaved(
+    runs: Mapping[str, Run], feeds: Sequence[Arrays], rounds: int, warmup: int = 3, progress: Progress | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every timed call, the candidates taken in turn, each after an untimed call of its own."""
+    bar = progress.add_task("benchmark", total=rounds) if progress else None
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(warmup):
+            run(feeds[0])
+    for feed in itertools.islice(itertools.cycle(feeds), rounds):
+        for name, run in runs.items():
+            run(feed)
+            begin = time.perf_counter()
+            run(feed)
+            times[name].append(time.perf_counter() - begin)
+        if progress and bar is not None:
+            progress.advance(bar)
+    return times
 
 
 def torch_candidate(name: str, module: nn.Module, spec: ModelSpec, precision: str = "fp32") -> Candidate:

@@ -20,7 +20,7 @@ CONSOLE = Console(stderr=True)
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the arguments that choose recipe, variant, data and checkpoints."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = bare_parser(description)
     choice = made.add_mutually_exclusive_group()
     choice.add_argument("--model", metavar="NAME", help=f"a built-in recipe: {', '.join(recipes.BUILT_IN)}")
     choice.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe file of your own")
@@ -33,6 +33,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--threads", type=_at_least_one, metavar="N", help="torch threads for training (default: all cores)"
     )
     return made
+
+
+def bare_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it is written."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def progress() -> Progress:

@@ -27,29 +27,38 @@ LOG = logging.getLogger(__name__)
 
 
 def distill(
-    recipe: Recipe, variant: str, dataset: Dataset, checkpoints: Path, progress: Progress | None = None
+    recipe: Recipe,
+    variant: str,
+    dataset: Dataset,
+    checkpoints: Path,
+    progress: Progress | None = None,
+    resume: bool = False,
 ) -> Sidecar:
     """Train the variant's student on its teacher and save it; the sidecar records the teacher's hash."""
     networks = recipe.variants[variant].networks
     if "student" not in networks:
         raise UserError(f"variant '{variant}' of recipe '{recipe.name}' has no student to distil into")
-    teacher = load_checkpoint(path_of(checkpoints, recipe.name, variant, "teacher"), networks["teacher"])
-    return train_network(recipe, variant, "student", dataset, checkpoints, teacher, progress=progress)
+    teacher = load_checkpoint(
+        path_of(checkpoints, recipe.name, recipe.weights(variant), "teacher"), networks["teacher"]
+    )
+    return train_network(recipe, variant, "student", dataset, checkpoints, teacher, progress=progress, resume=resume)
 
 
 def is_current(recipe: Recipe, variant: str, checkpoints: Path) -> bool:
     """Whether the saved student was distilled from the saved teacher, going by the recorded hashes."""
-    networks = recipe.variants[variant].networks
+    networks, weights = recipe.variants[variant].networks, recipe.weights(variant)
     try:
-        _, teacher = load_checkpoint(path_of(checkpoints, recipe.name, variant, "teacher"), networks["teacher"])
-        _, student = load_checkpoint(path_of(checkpoints, recipe.name, variant, "student"), networks["student"])
+        _, teacher = load_checkpoint(path_of(checkpoints, recipe.name, weights, "teacher"), networks["teacher"])
+        _, student = load_checkpoint(path_of(checkpoints, recipe.name, weights, "student"), networks["student"])
     except CheckpointError:
         return False
     return student.teacher_sha256 == teacher.sha256
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = command.parser(__doc__).parse_args(arguments)
+    parser = command.parser(__doc__)
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
+    options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
     name, _ = recipe.variant(options.variant)
     if options.threads:
@@ -57,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = recipe.load(options.data)
     LOG.info("data: %s", dataset.source)
     with command.progress() as progress:
-        sidecar = distill(recipe, name, dataset, options.checkpoints, progress)
+        sidecar = distill(recipe, name, dataset, options.checkpoints, progress, options.resume)
     LOG.info(
-        "student: test %s, %s", sidecar.metrics["test"], path_of(options.checkpoints, recipe.name, name, "student")
+        "student: test %s, %s",
+        sidecar.metrics["test"],
+        path_of(options.checkpoints, recipe.name, recipe.weights(name), "student"),
     )
 
 

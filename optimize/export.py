@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optimize import command, pipeline, recipes
+from optimize.quantize.method import PROFILES
 from optimize.report import Report
 
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantize", action="store_true", help="quantise to int8 as the recipe's plan says")
     parser.add_argument("--distill", action="store_true", help="distil the student anew, even if it is current")
     parser.add_argument("--retune", action="store_true", help="measure the quantisation plan anew")
+    parser.add_argument(
+        "--profile", choices=PROFILES, help="invariant: exact in any company; throughput: fastest (default: the plan's)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model will be served")
     parser.add_argument(
         "--artifacts", type=Path, default=Path("artifacts"), metavar="DIR", help="every stage's ONNX, reports"
@@ -43,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 distill=options.distill,
                 retune=options.retune,
                 device=options.device,
+                profile=options.profile,
                 data=options.data,
                 checkpoints=options.checkpoints,
                 artifacts=options.artifacts,

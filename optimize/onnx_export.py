@@ -15,17 +15,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, helper
 from torch import nn
 
+from optimize import graph_rules
 from optimize.errors import UserError
 from optimize.specs import ModelSpec, TensorSpec
-from optimize.target_runtime import MAX_IR_VERSION, MAX_OPSETS
 
 BATCH = "batch"
 EXAMPLE_BATCH = 2
-
-_RNN_OPERATORS = ("LSTM", "GRU", "RNN")
 
 
 class ExportError(UserError):
@@ -81,44 +79,13 @@ def example_size(spec: ModelSpec, size: int | str) -> int:
 
 
 def check(model: ModelProto, spec: ModelSpec) -> None:
-    """Hard-fail on what exporters get wrong silently: interface, RNN weights, GRU flavour, runtime limits."""
+    """Hard-fail where the interface is not the spec's, and on what ``graph_rules`` finds."""
     onnx.checker.check_model(model, full_check=True)
     _check_interface(model, spec)
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    for node in all_nodes(model):
-        if node.op_type not in _RNN_OPERATORS:
-            continue
-        if not {node.input[1], node.input[2]} <= initializers:
-            raise ExportError(
-                f"{node.op_type} '{node.name}': its weights are no initializers, so nothing can quantise it"
-            )
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.op_type == "GRU" and attributes.get("linear_before_reset", 0) != 1:
-            raise ExportError(
-                f"GRU '{node.name}': linear_before_reset is not 1, which computes another cell than torch's"
-            )
-        if attributes.get("layout", 0) != 0:
-            raise ExportError(f"{node.op_type} '{node.name}': layout=1, which ONNX Runtime refuses")
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset > MAX_OPSETS[""] or model.ir_version > MAX_IR_VERSION:
-        raise ExportError(
-            f"opset {opset}, IR version {model.ir_version}: the target runtime reads at most opset {MAX_OPSETS['']}, "
-            f"IR version {MAX_IR_VERSION}; lower the variant's opset_version"
-        )
-
-
-def all_nodes(model: ModelProto) -> list[NodeProto]:
-    """Every node, those inside the bodies of Loop, Scan and If included."""
-
-    def walk(graph: onnx.GraphProto) -> list[NodeProto]:
-        nodes = list(graph.node)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    nodes += walk(attribute.g)
-        return nodes
-
-    return walk(model.graph)
+    for rule in graph_rules.RULES:
+        for fault in rule(model):
+            where = f"'{fault.node}': " if fault.node else ""
+            raise ExportError(f"{where}{fault.problem}; {fault.advice}")
 
 
 def save(model: ModelProto, path: Path) -> Path:

@@ -6,12 +6,12 @@ Reads the structure only; weights kept in external files are not loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from optimize.errors import UserError
 
@@ -38,10 +38,14 @@ class OnnxFileError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the graph. dtype: Triton's name; shape: with the batch axis, -1 where it is dynamic."""
+    """An input or output of the graph.
+
+    dtype: Triton's name; shape: with the batch axis, -1 where it is dynamic; axes: the names of the dynamic ones.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    axes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,32 @@ def read_interface(path: Path) -> OnnxInterface:
     except (DecodeError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OnnxFileError(f"{path}: not a sound ONNX model ({reason}); export it again") from error
+    return interface(model)
+
+
+def interface(model: ModelProto) -> OnnxInterface:
+    """What a model shows."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     return OnnxInterface(
         inputs={value.name: _port(value) for value in model.graph.input if value.name not in initializers},
         outputs={value.name: _port(value) for value in model.graph.output},
-        nodes=tuple(_walk([*model.graph.node, *(node for function in model.functions for node in function.node)])),
+        nodes=tuple(all_nodes(model)),
         functions=frozenset((function.domain, function.name) for function in model.functions),
         opsets={entry.domain: entry.version for entry in model.opset_import},
         ir_version=model.ir_version,
     )
 
 
+def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Every node, those in the bodies of If, Loop and Scan and in the model's own functions included."""
+    return _walk([*model.graph.node, *(node for function in model.functions for node in function.node)])
+
+
 def _port(value: ValueInfoProto) -> Port:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-    return Port(TRITON_TYPE_OF.get(tensor.elem_type, f"ONNX type {tensor.elem_type}"), shape)
+    axes = tuple(dim.dim_param for dim in tensor.shape.dim)
+    return Port(TRITON_TYPE_OF.get(tensor.elem_type, f"ONNX type {tensor.elem_type}"), shape, axes)
 
 
 def _walk(nodes: list[NodeProto]) -> Iterator[NodeProto]:

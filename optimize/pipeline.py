@@ -27,8 +27,11 @@ from optimize.data.dataset import Arrays, Dataset
 from optimize.distill import distill
 from optimize.errors import UserError
 from optimize.evidence import Judge, comparisons
-from optimize.quantize import dynamic, plan
+from optimize.quantize import calibrate, guards, operators, plan, quantize, sensitivity
 from optimize.quantize.coverage import planned_share
+from optimize.quantize.fp16 import half
+from optimize.quantize.method import PROFILES, Profile
+from optimize.quantize.tune import calibration_feeds, tune
 from optimize.recipes import Recipe, Variant
 from optimize.report import GateResult, Published, Report, Stage, to_json, write
 from optimize.train import predict
@@ -45,6 +48,7 @@ class Options:
     distill: bool = False
     retune: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    profile: Profile | None = None  # the plan's own
     data: Path | None = None
     checkpoints: Path = Path("checkpoints")
     artifacts: Path = Path("artifacts")
@@ -65,7 +69,8 @@ class Work:
     networks: dict[str, tuple[nn.Module, Sidecar]] = field(default_factory=dict)
     graphs: dict[str, ModelProto] = field(default_factory=dict)  # by stage name, in order
     fusion: dict[str, int] = field(default_factory=dict)
-    plan: plan.Plan = field(default_factory=dict)
+    plan: plan.Plan | None = None
+    profile: Profile = "throughput"
     candidates: dict[str, Candidate] = field(default_factory=dict)
     torch_answers: dict[str, Arrays] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
@@ -130,22 +135,47 @@ def fuse_graph(work: Work) -> None:
 
 
 def quantize_graph(work: Work) -> None:
-    """Follow the committed plan; measure a new one when there is none yet, or on request."""
-    if not work.options.quantize or work.options.device == "cuda":
-        return  # int8 is for CPUs
+    """Follow the committed plan, in both profiles; measure a new one when there is none yet, or on request."""
+    if not work.options.quantize:
+        return
     fused = list(work.graphs.values())[-1]
+    if work.options.device == "cuda":  # int8 is for CPUs
+        _add_graph(work, "fp16", half(fused))
+        return
     assert work.recipe.file is not None
     path = work.recipe.file.with_suffix(".plan.json")
     saved = None if work.options.retune else plan.read(path, work.name)
     if saved is None:
-        saved = dynamic.measure_plan(fused, work.dataset.validation)
+        saved = _measured_plan(work, fused)
         plan.write(path, work.name, saved)
-    plan.check(saved, plan.weighted_operators(fused), path)
-    work.plan = saved
-    if any(choice.precision == "int8" for choice in saved.values()):
-        _add_graph(work, "int8", dynamic.quantize(fused, saved))
-    else:
-        LOG.warning("nothing is quantised: the plan keeps every operator in fp32 (%s)", path)
+    plan.check(saved, operators(fused), path)
+    work.plan, work.profile = saved, work.options.profile or saved.profile
+    ranges = calibrate(fused, calibration_feeds(work.dataset.train), *saved.choices.values())
+    for profile in sorted(PROFILES, key=lambda profile: profile == work.profile):  # what is published comes last
+        choices = saved.choices[profile]
+        published = profile == work.profile
+        if not any(choice.quantised for choice in choices.values()):
+            if published:
+                LOG.warning("nothing is quantised: the plan keeps every operator in fp32 (%s)", path)
+        elif published or choices != saved.choices[work.profile]:
+            graph = quantize(fused, choices, ranges)
+            guards.require(graph, before=fused, choices=choices, profile=profile)
+            _add_graph(work, "int8" if published else f"int8_{profile}", graph)
+
+
+def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
+    """Measured on validation data; operators that cost too much of the metric there are taken out."""
+    validation, limit = work.dataset.validation, work.variant.tolerances.metric_loss
+    measured = tune(fused, validation, work.variant.methods, progress=work.progress)
+    loss = sensitivity.metric_loss(fused, work.recipe.metric, validation, work.folder / "sensitivity.json")
+    choices = {}
+    for profile in PROFILES:
+        choices[profile] = measured.choices[profile]
+        if (lost := loss(choices[profile])) > limit:
+            LOG.warning("%s costs %.2f %% of the metric: looking for the operators that do", profile, 100 * lost)
+            found = sensitivity.search(choices[profile], loss, limit, work.progress)
+            choices[profile] = sensitivity.exclude(choices[profile], found)
+    return replace(measured, choices=choices)
 
 
 def measure_stages(work: Work) -> None:
@@ -157,7 +187,7 @@ def measure_stages(work: Work) -> None:
         name = f"{network}_torch_fp32"
         work.candidates[name] = torch_candidate(name, work.networks[network][0], spec)
     for name in work.graphs:
-        precision = "int8" if name.endswith("int8") else "fp32"
+        precision = next((kind for kind in ("int8", "fp16") if f"_{kind}" in name), "fp32")
         work.candidates[name] = onnx_candidate(
             name, work.onnx_path(name), precision, work.parameters, device=work.options.device
         )
@@ -176,9 +206,10 @@ def measure_stages(work: Work) -> None:
             stage = judge.torch_stage(candidate, timed[name], _torch_answers(work, name.removesuffix("_torch_fp32")))
         else:
             published = name == list(work.graphs)[-1]
-            stage = judge.onnx_stage(
-                candidate, timed[name], work.graphs[name], f"{work.variant.published}_torch_fp32", published
-            )
+            reference = f"{work.variant.published}_torch_fp32"
+            stage = judge.onnx_stage(candidate, timed[name], work.graphs[name], reference, published)
+            if name.endswith(PROFILES):
+                stage = replace(stage, role="beside")
         work.stages.append(stage)
         work.progress.advance(bar)
 
@@ -187,22 +218,18 @@ def verify_gates(work: Work) -> None:
     """Choose the fastest stage that keeps its promises, and hold it against the tolerances."""
     limits = work.variant.tolerances
     stages = {stage.name: stage for stage in work.stages}
-    onnx_stages = [stages[name] for name in work.graphs]
+    onnx_stages = [stages[name] for name in work.graphs if stages[name].role == "chain"]
     chosen = onnx_stages[-1]
-    if chosen.precision == "int8" and chosen.latency_ms.p50 > onnx_stages[-2].latency_ms.p50:
+    if chosen.precision != "fp32" and chosen.latency_ms.p50 > onnx_stages[-2].latency_ms.p50:
         LOG.warning("%s is slower than %s, which is published instead", chosen.name, onnx_stages[-2].name)
         chosen = onnx_stages[-2]
     work.chosen = chosen.name
     for stage in onnx_stages:
         assert stage.parity is not None
-        int8 = stage.precision == "int8"
-        limit = limits.parity_int8 if int8 else limits.parity_fp32
-        value = stage.parity.relative_rms if int8 else stage.parity.relative
-        advice = (
-            "keep more operators in fp32 in the plan"
-            if int8
-            else "the export or a fusion changed the function: report it"
-        )
+        low = stage.precision != "fp32"
+        limit = limits.parity_int8 if low else limits.parity_fp32
+        value = stage.parity.relative_rms if low else stage.parity.relative
+        advice = "keep more operators in fp32" if low else "the export or a fusion changed the function: report it"
         work.gates.append(Gate(f"parity of {stage.name}", value, limit, advice))
     assert chosen.batch_invariance is not None
     work.gates += [
@@ -220,9 +247,14 @@ def verify_gates(work: Work) -> None:
         ),
     ]
     if chosen.precision == "int8":
-        share, missed = planned_share(work.graphs[list(work.graphs)[-2]], work.graphs[chosen.name], work.plan)
+        assert work.plan is not None
+        fused = work.graphs[onnx_stages[-2].name]
+        share, missed = planned_share(fused, work.graphs[chosen.name], work.plan.choices[work.profile])
         advice = f"still in fp32: {', '.join(missed) or 'nothing'}; use --retune"
         work.gates.append(Gate("planned weights in int8", share, limits.weight_coverage, advice, at_least=True))
+        if work.profile == "invariant":
+            drift = chosen.batch_invariance.max_abs_drift
+            work.gates.append(Gate("drift in company", drift, 0.0, "report it, and publish with --profile throughput"))
 
 
 def publish_version(work: Work) -> None:
@@ -315,13 +347,15 @@ def _report(work: Work) -> Report:
         baselines={name: baseline(work.dataset.test) for name, baseline in work.recipe.baselines.items()},
         comparisons=comparisons(work.stages, work.chosen),
         fusion=work.fusion,
-        plan={node: asdict(choice) for node, choice in work.plan.items()},
+        plan={node: asdict(choice) for node, choice in work.plan.choices[work.profile].items()} if work.plan else {},
         notes=_notes(work),
     )
 
 
 def _notes(work: Work) -> list[str]:
     notes = [f"{name}: {network.note}" for name, network in work.variant.networks.items() if network.note]
+    if work.plan:
+        notes.append(f"{work.profile} profile; {work.plan.reason}")
     if "student" in work.networks:
         soft = work.networks["student"][1].training["soft_weight"]
         notes.insert(

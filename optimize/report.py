@@ -41,6 +41,10 @@ class Quantized:
     mac_fraction: float
     operators: dict[str, int] = field(default_factory=dict)
     kept_fp32: list[str] = field(default_factory=list)
+    operators_before: dict[str, int] = field(default_factory=dict)
+    stored_only: list[str] = field(default_factory=list)
+    constants: list[str] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class BatchDrift:
     decision_flips: int
     cases: int
     metric_change: float
+    drift: dict[str, float] = field(default_factory=dict)  # by kind of company
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ SERIES = {
     "other": "other",
 }
 # Columns of words, flush left like the first one of every table; the others are numbers, flush right.
-_WORDS = {"runtime", "precision", "result", "what to try", "operator", "reason"}
+_WORDS = {"runtime", "precision", "result", "what to try", "operator", "method", "reason"}
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,25 @@ def _batch(report: Report) -> Table:
     def drift(cell: Callable[[BatchDrift], str]) -> Callable[[Stage], str]:
         return lambda stage: cell(stage.batch_invariance) if stage.batch_invariance else ""
 
+    stages = [stage for stage in report.stages if stage.batch_invariance]
     columns: Columns[Stage] = {
         "stage": lambda stage: stage.name,
-        "largest drift": drift(lambda found: number(found.max_abs_drift)),
+        **{
+            f"drift {kind}": drift(partial(lambda kind, found: number(found.drift.get(kind, 0.0)), kind))
+            for kind in _companies(stages)
+        },
         "changed decisions": drift(lambda found: f"{found.decision_flips:,}"),
         "change of the metric": drift(lambda found: f"{number(100 * found.metric_change)} %"),
         "requests": drift(lambda found: f"{found.cases:,}"),
     }
-    stages = [stage for stage in report.stages if stage.batch_invariance]
-    note = "The same requests, answered alone and in the company of others."
+    note = "The largest difference between the same request's answers alone and in company."
     return _stage_table("Batch invariance", report, stages, columns, note)
+
+
+def _companies(stages: list[Stage]) -> list[str]:
+    return list(
+        dict.fromkeys(kind for stage in stages if stage.batch_invariance for kind in stage.batch_invariance.drift)
+    )
 
 
 def _baselines(report: Report) -> Table:
@@ -174,7 +183,7 @@ def _plan(report: Report) -> Table:
     columns: Columns[tuple[str, dict[str, str]]] = {
         "node": lambda item: item[0],
         "operator": lambda item: item[1].get("operator", ""),
-        "precision": lambda item: item[1].get("precision", ""),
+        "method": lambda item: item[1].get("method", ""),
         "reason": lambda item: item[1].get("reason", ""),
     }
     return _table("Quantisation plan", list(report.plan.items()), columns)

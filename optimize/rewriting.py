@@ -9,6 +9,7 @@ proto = written(model)
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,16 @@ from onnx_ir.passes import common
 
 CONTRIB = "com.microsoft"
 
+logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it tells of every node that it removes
+
 
 def read(model: ModelProto) -> ir.Model:
-    """An editable copy; constants are initializers in it, never Constant nodes, of bodies too."""
+    """An editable copy. Every node has a name of its own; constants are initializers, of bodies too, never nodes."""
     opened = ir.serde.deserialize_model(ModelProto.FromString(model.SerializeToString()))
+    common.NameFixPass()(opened)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(opened)
+    for body in opened.graph.subgraphs():
+        body.meta["opset_imports"] = opened.opset_imports  # a body has none of its own
     return opened
 
 
@@ -43,20 +49,29 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def in_body(value: ir.Value) -> bool:
+    """Whether a value is computed inside the body of a Scan, Loop or If."""
+    return value.graph is not None and "opset_imports" in value.graph.meta
+
+
 class Replacement:
     """New nodes before ``node``; ``finish`` gives its outputs, under their old names, to its users and removes it."""
 
     def __init__(self, node: ir.Node) -> None:
         assert isinstance(node.graph, ir.Graph)
         self.node, self.graph = node, node.graph
+        self.opset: int = self.graph.meta.get("opset_imports", self.graph.opset_imports).get("", 1)
         self._count = 0
 
-    def constant(self, what: str, array: NDArray[Any]) -> ir.Value:
+    def constant(self, what: str, array: NDArray[Any] | np.generic) -> ir.Value:
         """A constant named after the node and ``what``."""
-        name = f"{self.node.name}/{what}"
+        return self.shared(f"{self.node.name}/{what}", array)
+
+    def shared(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
+        """A constant that every node of the graph shares under ``name``."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
-        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
         self.graph.register_initializer(value)
         return value
 

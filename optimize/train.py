@@ -3,6 +3,7 @@
     python -m optimize.train --model load_forecast                    # the teacher
     python -m optimize.train --network undistilled small_64           # others by name, or `all`
     python -m optimize.train --network small_64 --cross-validate 4    # rolling-origin folds first, then the fit
+    python -m optimize.train --model speech --resume                  # go on with an interrupted training
 
 What is kept is the exponential average of the weights at the epoch with the best validation metric.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from optimize.checkpoint import Sidecar, path_of, round_to_half, save_checkpoint
 from optimize.data.dataset import Arrays, Dataset, Split
 from optimize.errors import UserError
 from optimize.recipes import Metric, Network, Recipe, Tensors
+from optimize.resume import Partial, Stateful
 from optimize.specs import ModelSpec
 
 LOG = logging.getLogger(__name__)
@@ -50,8 +52,14 @@ def fit(
     validation: Split,
     teacher: nn.Module | None = None,
     progress: Progress | None = None,
+    fresh: Callable[[int], Split] | None = None,
+    partial: Partial | None = None,
+    resume: bool = False,
 ) -> Fit:
     """Train a network; with a teacher, on a mixture of its answers and the true targets (see distill.py).
+
+    fresh: gives every epoch, counted from 1, its own training split, all of one size. partial: written after every
+    epoch; with ``resume`` the training goes on from it.
 
     AdamW with one warm-up epoch and a cosine decay. The answer is deterministic for a seed, a machine and a number
     of threads.
@@ -62,6 +70,8 @@ def fit(
     if recipe.prepare:
         recipe.prepare(module, train)
     optimiser = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    if fresh:
+        train = fresh(1)
     batch_size = min(settings.batch_size, len(train))
     steps = len(train) // batch_size
     total = steps * settings.epochs
@@ -81,10 +91,26 @@ def fit(
     order = np.random.default_rng(settings.seed)
     values: list[float] = []
     best = copy.deepcopy(average.module)
-    bar = progress.add_task("training", total=total) if progress else None
+    parts: dict[str, Stateful] = {
+        "module": module,
+        "optimiser": optimiser,
+        "schedule": schedule,
+        "average": average,
+        "best": best,
+    }
+    if partial and resume:
+        values = partial.restore(parts)["validation"]
+        LOG.info("going on after epoch %d of %d", len(values), settings.epochs)
+    done = len(values)
+    bar = progress.add_task("training", total=total, completed=done * steps) if progress else None
     for epoch in range(settings.epochs):
-        module.train()
         items = order.permutation(len(train))
+        if epoch < done:
+            continue
+        if fresh:
+            train = fresh(epoch + 1)
+        module.train()
+        total_loss = 0.0
         for step in range(steps):
             chosen = items[step * batch_size : (step + 1) * batch_size]
             inputs, targets = _batch(train.inputs, chosen), _batch(train.targets, chosen)
@@ -99,6 +125,7 @@ def fit(
                     soft = (recipe.soft_loss or recipe.loss)(outputs, answers)
                     loss = settings.soft_weight * soft + (1 - settings.soft_weight) * loss
             optimiser.zero_grad()
+            total_loss += loss.item()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimiser.step()
@@ -107,9 +134,13 @@ def fit(
             if progress and bar is not None:
                 progress.advance(bar)
         values.append(recipe.metric(predict(average.module, spec, validation), validation))
-        LOG.info("epoch %d: validation %s %.4g", epoch + 1, recipe.metric.name, values[-1])
+        LOG.info(
+            "epoch %d: loss %.4g, validation %s %.4g", epoch + 1, total_loss / steps, recipe.metric.name, values[-1]
+        )
         if _best(recipe.metric, values) == epoch:
-            best = copy.deepcopy(average.module)
+            best.load_state_dict(average.module.state_dict())
+        if partial:
+            partial.save(parts, {"validation": values})
     return Fit(best.eval(), values, _best(recipe.metric, values) + 1)
 
 
@@ -122,20 +153,34 @@ def train_network(
     teacher: tuple[nn.Module, Sidecar] | None = None,
     extra_metrics: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    resume: bool = False,
 ) -> Sidecar:
     """Train a network of a variant, round it to half precision, measure that and save it with its sidecar."""
     spec, network = recipe.variants[variant].spec, recipe.variants[variant].networks[name]
-    result = fit(recipe, spec, network, dataset.train, dataset.validation, teacher[0] if teacher else None, progress)
+    path = path_of(checkpoints, recipe.name, recipe.weights(variant), name)
+    partial = Partial(path.with_suffix(".partial"), f"{name}: {network.config}, {network.training}")
+    result = fit(
+        recipe,
+        spec,
+        network,
+        dataset.train,
+        dataset.validation,
+        teacher[0] if teacher else None,
+        progress,
+        dataset.fresh,
+        partial,
+        resume,
+    )
     round_to_half(result.module)
     metrics: dict[str, dict[str, float]] = {}
-    for split_name, split in (("validation", dataset.validation), ("test", dataset.test)):
+    for split_name, split in {"validation": dataset.validation, "test": dataset.test, **dataset.others}.items():
         outputs = predict(result.module, spec, split)
         metrics[split_name] = {recipe.metric.name: recipe.metric(outputs, split)}
         metrics[split_name] |= {label: figure(outputs, split, dataset.train) for label, figure in recipe.also.items()}
     metrics["baselines_test"] = {label: baseline(dataset.test) for label, baseline in recipe.baselines.items()}
     sidecar = Sidecar(
         recipe=recipe.name,
-        variant=variant,
+        variant=recipe.weights(variant),
         network=name,
         parameters=sum(parameter.numel() for parameter in result.module.parameters()),
         config=asdict(network.config),
@@ -148,7 +193,9 @@ def train_network(
         metrics=metrics | (extra_metrics or {}),
         teacher_sha256=teacher[1].sha256 if teacher else None,
     )
-    return save_checkpoint(path_of(checkpoints, recipe.name, variant, name), result.module, sidecar)
+    saved = save_checkpoint(path, result.module, sidecar)
+    partial.remove()
+    return saved
 
 
 def cross_validate(
@@ -197,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--network", nargs="+", default=["teacher"], metavar="NETWORK", help="which; `all` but the student"
     )
     parser.add_argument("--cross-validate", type=int, metavar="FOLDS", help="also report rolling-origin folds")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
     options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
     name, variant = recipe.variant(options.variant)
@@ -224,13 +272,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 extra["cross_validation"] = folds
                 LOG.info("%s: rolling-origin folds: %s", network, ", ".join(f"{value:.4g}" for value in folds))
             sidecar = train_network(
-                recipe, name, network, dataset, options.checkpoints, extra_metrics=extra, progress=progress
+                recipe,
+                name,
+                network,
+                dataset,
+                options.checkpoints,
+                extra_metrics=extra,
+                progress=progress,
+                resume=options.resume,
             )
         LOG.info(
             "%s: test %s, %s",
             network,
             sidecar.metrics["test"],
-            path_of(options.checkpoints, recipe.name, name, network),
+            path_of(options.checkpoints, recipe.name, recipe.weights(name), network),
         )
 
 

@@ -47,16 +47,18 @@ class Gate:
 
 @dataclass(frozen=True)
 class BatchInvariance:
-    """Answers alone against answers in company.
+    """How much an answer depends on who shares its batch.
 
-    max_abs_drift: largest difference of any output value. decision_flips: items whose decision changed (0 where the
-    recipe has none). cases: items compared. metric_change: relative change of the task metric.
+    max_abs_drift: largest difference between an item's answer alone and in company, in the output's unit; drift: the
+    same for each kind of company. decision_flips: most items whose decision changed in one of them (0 where the recipe
+    has no decisions). cases: items compared. metric_change: relative change of the task metric in shuffled batches.
     """
 
     max_abs_drift: float
     decision_flips: int
     cases: int
     metric_change: float
+    drift: dict[str, float]
 
 
 def require(gates: list[Gate]) -> None:
@@ -93,14 +95,58 @@ def spread(reference: Arrays) -> float:
 def batch_invariance(
     run: Run, split: Split, metric: Metric, alone: Arrays, decision: Callable[[Arrays], NDArray[np.generic]] | None
 ) -> BatchInvariance:
-    """Compare answers given alone with answers in shuffled batches of 16, the last one ragged."""
+    """Compare answers given alone with answers in shuffled batches, reordered, with outliers, and padded."""
+    before = metric(alone, split)
+    flips, drift, change = 0, {}, 0.0
+    for kind, company in COMPANIES.items():
+        together = _in_company(run, split, company)
+        drift[kind] = max_abs(together, alone)
+        flips = max(flips, int(np.sum(decision(alone) != decision(together))) if decision else 0)
+        if kind == "shuffled":
+            change = abs(_relative(metric(together, split) - before, before))
+    return BatchInvariance(max(drift.values()), flips, len(split), change, drift)
+
+
+def _in_company(run: Run, split: Split, company: Company) -> Arrays:
+    """Every item's answer in shuffled batches of 16 with some company, in the order of the split."""
     order = np.random.default_rng(SEED).permutation(len(split))
-    shuffled = answers(run, split.take(order))
+    batches = []
+    for start in range(0, len(split), COMPANY):
+        rows = split.take(order[start : start + COMPANY]).inputs
+        batch, places = company(rows)
+        batches.append({name: values[places] for name, values in run(batch).items()})
     back = np.argsort(order)
-    together = {name: values[back] for name, values in shuffled.items()}
-    before, after = metric(alone, split), metric(together, split)
-    flips = int(np.sum(decision(alone) != decision(together))) if decision else 0
-    return BatchInvariance(max_abs(together, alone), flips, len(split), abs(_relative(after - before, before)))
+    return {name: np.concatenate([batch[name] for batch in batches])[back] for name in batches[0]}
+
+
+def _reordered(rows: Arrays) -> tuple[Arrays, NDArray[np.intp]]:
+    count = len(next(iter(rows.values())))
+    return {name: values[::-1].copy() for name, values in rows.items()}, np.arange(count)[::-1]
+
+
+def _joined_by(rows: Arrays, extra: Callable[[NDArray[np.generic]], NDArray[np.generic]]) -> Arrays:
+    """The rows and half as many more, made from the first ones; integers such as ids and lengths are repeated."""
+    half = max(len(next(iter(rows.values()))) // 2, 1)
+    return {
+        name: np.concatenate([values, extra(values[:half]) if values.dtype.kind == "f" else values[:half]])
+        for name, values in rows.items()
+    }
+
+
+def _keeping(rows: Arrays, batch: Arrays) -> tuple[Arrays, NDArray[np.intp]]:
+    return batch, np.arange(len(next(iter(rows.values()))))
+
+
+Company = Callable[[Arrays], tuple[Arrays, NDArray[np.intp]]]
+COMPANIES: dict[str, Company] = {
+    "shuffled": lambda rows: _keeping(rows, rows),
+    "reordered": _reordered,
+    "with outliers": lambda rows: _keeping(
+        rows, _joined_by(rows, lambda values: (10 * values.astype(float)).astype(values.dtype))
+    ),
+    "padded with zeros": lambda rows: _keeping(rows, _joined_by(rows, np.zeros_like)),
+}
+"""Kinds of company: the rows asked about to the batch they are sent in, and where in it they are."""
 
 
 def confidence(metric: Metric, statistics: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:

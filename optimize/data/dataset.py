@@ -7,7 +7,8 @@ seeded generator stands in, and ``Dataset.source`` says so in every report.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +54,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits that share no target; source is a sentence for reports, sha256 identifies the content."""
+    """Three splits that share no target; source is a sentence for reports, sha256 identifies the content.
+
+    fresh: for data that is made, epoch (from 1) to the split to train on in it; ``train`` is then a sample of it, for
+    statistics and calibration. others: further test splits by name, reported beside the test's figures.
+    """
 
     train: Split
     validation: Split
     test: Split
     source: str
     sha256: str
+    fresh: Callable[[int], Split] | None = None
+    others: dict[str, Split] = field(default_factory=dict)
 
 
 def find(relative: str, data: Path | None = None) -> Path | None:

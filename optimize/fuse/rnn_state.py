@@ -8,50 +8,32 @@ and ConstantOfShape nodes, whose cost per request is small but whose benefit is 
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
+import onnx_ir as ir
+
+from optimize.fuse.editing import is_op, rewrite
+from optimize.rewriting import constant
 
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 
 
-def drop_zero_states(model: ModelProto) -> tuple[ModelProto, int]:
-    """Returns a copy without zero states and how many were dropped. The zeros' own nodes go when unused."""
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    producers = {name: node for node in model.graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+@rewrite
+def drop_zero_states(model: ir.Model) -> int:
+    """Returns how many zero states were dropped. The zeros' own nodes go when unused."""
     dropped = 0
-    for node in model.graph.node:
+    for node in model.graph.all_nodes():
         for position in _STATES.get(node.op_type, ()):
-            if position < len(node.input) and _is_zero(node.input[position], producers, constants):
-                node.input[position] = ""
+            if position < len(node.inputs) and is_zero(node.inputs[position]):
+                node.replace_input_with(position, None)
                 dropped += 1
-        if node.op_type in _STATES:
-            while node.input and not node.input[-1]:
-                del node.input[-1]
-    _remove_unused(model)
-    return model, dropped
+    return dropped
 
 
-def _is_zero(name: str, producers: dict[str, NodeProto], constants: dict[str, onnx.TensorProto]) -> bool:
-    if name in constants:
-        return not numpy_helper.to_array(constants[name]).any()
-    node = producers.get(name)
-    while node is not None and node.op_type in ("Slice", "Expand", "Reshape", "Identity", "Unsqueeze", "Squeeze"):
-        node = producers.get(node.input[0])
-    if node is None or node.op_type != "ConstantOfShape":
-        return False
-    return all(not np.any(numpy_helper.to_array(attribute.t)) for attribute in node.attribute)
-
-
-def _remove_unused(model: ModelProto) -> None:
-    while True:
-        used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-        unused = [node for node in model.graph.node if not used & set(node.output)]
-        if not unused:
-            break
-        for node in unused:
-            model.graph.node.remove(node)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+def is_zero(value: ir.Value | None) -> bool:
+    """Whether a value is zero throughout, whatever its shape."""
+    while value is not None and is_op(value, "Slice", "Expand", "Reshape", "Identity", "Unsqueeze", "Squeeze"):
+        value = value.producer().inputs[0]  # type: ignore[union-attr]
+    if (array := constant(value)) is not None:
+        return not array.any()
+    node = value.producer() if value is not None and is_op(value, "ConstantOfShape") else None
+    fill = node.attributes.get("value") if node is not None else None
+    return node is not None and (fill is None or not fill.as_tensor().numpy().any())

@@ -19,7 +19,9 @@ import onnx_ir as ir
 from optimize.errors import UserError
 
 Profile = Literal["invariant", "throughput"]
+PROFILES: tuple[Profile, ...] = ("invariant", "throughput")
 FP32 = "fp32"  # the method of an operator that is left alone
+STORED_ONLY = "dequantize8"  # the method that makes weights smaller and nothing faster
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value that each activation took on the calibration data, by the name of the tensor."""
@@ -35,7 +37,7 @@ class Method:
 
     name: as it stands in plans. operator: ONNX type of the nodes it is for. invariant: see above.
     refuses: why a node cannot be done this way, or "" if it can. calibrated: the values whose range ``rewrite`` needs.
-    rewrite: replaces the node in its graph; keeps the names of its outputs.
+    rewrite: replaces the node in its graph; keeps the names of its outputs. on_request: not tried unless asked for.
     """
 
     name: str
@@ -44,3 +46,4 @@ class Method:
     refuses: Callable[[ir.Node], str]
     rewrite: Callable[[ir.Node, Ranges], None]
     calibrated: Callable[[ir.Node], list[str]] = lambda _: []
+    on_request: bool = False

@@ -23,7 +23,7 @@ from optimize.data.dataset import Arrays, Dataset, Split
 from optimize.errors import UserError
 from optimize.specs import ModelSpec, ServingSpec
 
-BUILT_IN = ("load_forecast",)
+BUILT_IN = ("load_forecast", "speech")
 
 Tensors = dict[str, Tensor]
 
@@ -99,7 +99,8 @@ class Variant:
 
     networks: ``teacher`` at least; ``student`` if there is one to publish in its stead; ``undistilled``, its twin
     trained on hard targets alone; and any number of ``small_*``, among which the report looks for the smallest
-    torch model that answers as well as the teacher.
+    torch model that answers as well as the teacher. methods: quantisation methods to try besides the usual ones, such
+    as "nbits4" or "int8_table". weights_of: another variant whose trained networks this one uses, if it has none.
     """
 
     spec: ModelSpec
@@ -107,6 +108,8 @@ class Variant:
     serving: ServingSpec = field(default_factory=ServingSpec)
     tolerances: Tolerances = field(default_factory=Tolerances)
     opset_version: int = 17
+    methods: tuple[str, ...] = ()
+    weights_of: str | None = None
 
     def __post_init__(self) -> None:
         if "teacher" not in self.networks:
@@ -151,6 +154,10 @@ class Recipe:
             expected = self.name if index == 0 else f"{self.name}_{name}"
             if variant.spec.name != expected:
                 raise UserError(f"recipe '{self.name}', variant '{name}': its ModelSpec must be named '{expected}'")
+            if variant.weights_of is not None and variant.weights_of not in self.variants:
+                raise UserError(
+                    f"recipe '{self.name}', variant '{name}': no variant '{variant.weights_of}' for weights_of"
+                )
 
     @property
     def default_variant(self) -> str:
@@ -164,6 +171,10 @@ class Recipe:
         saved = self._serving_specs()
         variant = self.variants[name]
         return name, replace(variant, serving=saved[name]) if name in saved else variant
+
+    def weights(self, variant: str) -> str:
+        """The variant under whose name the networks of ``variant`` are trained and stored."""
+        return self.variants[variant].weights_of or variant
 
     def save_serving(self, variant: str, serving: ServingSpec) -> Path:
         """Keep a ServingSpec beside the recipe, where ``variant`` finds it."""

@@ -1,4 +1,4 @@
-"""Export, fusion and quantisation of the forecaster's graph, checked on the graph itself."""
+"""Export and fusion of the forecaster's graph, checked on the graph itself."""
 
 import copy
 from pathlib import Path
@@ -14,10 +14,6 @@ from optimize import fuse, onnx_export, recipes
 from optimize.data.dataset import Arrays
 from optimize.fuse.rnn_state import drop_zero_states
 from optimize.onnx_export import ExportError
-from optimize.quantize import dynamic
-from optimize.quantize.coverage import coverage, planned_share
-from optimize.quantize.dynamic import QuantizationError
-from optimize.quantize.plan import Choice, weighted_operators
 
 VARIANT = recipes.load("load_forecast").variants["lstm"]
 SPEC = VARIANT.spec
@@ -38,10 +34,6 @@ def exported(module: torch.nn.Module) -> ModelProto:
 @pytest.fixture(scope="module")
 def fused(exported: ModelProto) -> ModelProto:
     return fuse.fuse(exported)[0]
-
-
-def all_int8(model: ModelProto) -> dict[str, Choice]:
-    return {node: Choice(operator, "int8", "test") for node, operator in weighted_operators(model).items()}
 
 
 def feed(batch: int) -> Arrays:
@@ -152,33 +144,3 @@ def test_a_gru_of_the_other_flavour_is_found() -> None:
     flavour.i = 0
     with pytest.raises(ExportError, match="linear_before_reset is not 1"):
         onnx_export.check(model, spec)
-
-
-def test_int8_is_really_int8(fused: ModelProto) -> None:
-    quantized = dynamic.quantize(fused, all_int8(fused))
-    types = [node.op_type for node in quantized.graph.node]
-    assert types.count("DynamicQuantizeLSTM") == 1
-    assert "LSTM" not in types
-    assert "MatMul" not in types
-    proof = coverage(quantized)
-    assert proof.weight_bytes_fraction == 1
-    assert proof.mac_fraction == 1
-    assert coverage(fused).weight_bytes_fraction == 0
-    assert planned_share(fused, quantized, all_int8(fused)) == (1.0, [])
-    error = np.abs(answer(quantized, feed(2)) - answer(fused, feed(2))).max()
-    assert 0 < error < 0.05
-
-
-def test_products_are_counted(fused: ModelProto) -> None:
-    """72 steps of a 16-to-32 LSTM, then the head: 32 to 64 once; 17 to 64, 64 to 64 and 64 to 1 for 24 hours."""
-    lstm, head = 72 * 4 * 32 * (16 + 32), 32 * 64 + 24 * (17 * 64 + 64 * 64 + 64)
-    plan = {k: c if c.operator == "LSTM" else Choice(c.operator, "fp32", "test") for k, c in all_int8(fused).items()}
-    assert coverage(dynamic.quantize(fused, plan)).mac_fraction == pytest.approx(lstm / (lstm + head))
-
-
-def test_weights_that_cannot_be_quantised_are_an_error(fused: ModelProto) -> None:
-    broken = copy.deepcopy(fused)
-    plan = all_int8(broken)
-    _hidden_weights(broken)
-    with pytest.raises(QuantizationError, match="stayed in fp32"):
-        dynamic.quantize(broken, plan)

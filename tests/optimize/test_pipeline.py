@@ -14,6 +14,7 @@ from optimize.checkpoint import CheckpointError, load_checkpoint, path_of
 from optimize.distill import distill, is_current
 from optimize.errors import UserError
 from optimize.pipeline import Options
+from optimize.quantize import plan
 from optimize.recipes import Recipe, Tolerances
 from optimize.report import Report, from_json
 from optimize.train import cross_validate, train_network
@@ -27,9 +28,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    file = tmp_path_factory.mktemp("user") / "sine_gru.py"
-    shutil.copy(Path(__file__).parents[1] / "recipes" / "sine_gru.py", file)
-    return recipes.load(file=file)
+    folder = tmp_path_factory.mktemp("user")
+    for name in ("sine_gru.py", "sine_gru.plan.json"):
+        shutil.copy(Path(__file__).parents[1] / "recipes" / name, folder)
+    return recipes.load(file=folder / "sine_gru.py")
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,30 @@ def test_every_stage_is_measured_and_the_model_published(report: Report, options
     assert saved == report
 
 
-def test_a_gru_that_stays_in_fp32_is_said_to(report: Report) -> None:
-    assert report.plan["/gru/GRU"]["precision"] == "fp32"
-    assert "no dynamically quantised GRU" in report.plan["/gru/GRU"]["reason"]
+def test_the_plan_is_followed_in_both_profiles(report: Report) -> None:
+    assert report.plan["/gru/GRU"]["method"] == "static"
+    int8, beside = report.stage("student_onnx_int8"), report.stage("student_onnx_int8_throughput")
+    assert (int8.role, beside.role) == ("chain", "beside")
+    for stage in (int8, beside):
+        assert stage.quantized is not None
+        assert stage.quantized.mac_fraction > 0.9
+        assert "GRU" not in stage.quantized.operators
+    assert int8.batch_invariance is not None
+    assert int8.batch_invariance.max_abs_drift == 0
+    assert beside.batch_invariance is not None
+    assert beside.batch_invariance.max_abs_drift > 0
+
+
+def test_a_plan_is_measured_where_there_is_none(
+    recipe: Recipe, options: Options, report: Report, tmp_path: Path
+) -> None:
+    assert recipe.file is not None
+    shutil.copy(recipe.file, tmp_path / "sine_gru.py")
+    own = recipes.load(file=tmp_path / "sine_gru.py")
+    pipeline.run(own, None, replace(options, artifacts=tmp_path / "a", model_repository=tmp_path / "m"))
+    measured = plan.read(tmp_path / "sine_gru.plan.json", "gru")
+    assert measured is not None
+    assert all("measured" in choice.reason for choice in measured.choices["invariant"].values())
 
 
 def test_running_again_changes_nothing(recipe: Recipe, options: Options, report: Report) -> None:

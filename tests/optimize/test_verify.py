@@ -44,7 +44,8 @@ def test_an_honest_model_does_not_drift() -> None:
 def test_a_model_that_minds_its_company_is_found() -> None:
     alone = verify.answers(company_dependent, SPLIT, batch_size=1)
     drift = verify.batch_invariance(company_dependent, SPLIT, MAE, alone, positive)
-    assert drift.max_abs_drift == pytest.approx(X.max(), rel=1e-6)
+    assert drift.drift["shuffled"] == drift.drift["reordered"] == pytest.approx(X.max(), rel=1e-6)
+    assert drift.drift["with outliers"] == drift.max_abs_drift == pytest.approx(10 * X.max(), rel=0.3)
     assert drift.decision_flips > 0
     assert drift.metric_change > 1
 
