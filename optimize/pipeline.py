@@ -327,7 +327,8 @@ def _add_graph(work: Work, what: str, graph: ModelProto) -> None:
 def _torch_answers(work: Work, network: str) -> Arrays:
     """A network's answers to the test set, computed once; torch answers alike in any company."""
     if network not in work.torch_answers:
-        work.torch_answers[network] = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
+        with torch_threads(1):  # more would wait for each other where the machine has other work too: 30 times slower
+            work.torch_answers[network] = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
     return work.torch_answers[network]
 
 

@@ -70,6 +70,23 @@ class LogMel(nn.Module):
         return (energies - self.mean) / self.scale
 
 
+class FeatureMasks(nn.Module):
+    """In training, hide bands of frequency and moments of time: SpecAugment (Park et al., 2019)."""
+
+    def __init__(self, bands: int = 2, band_mels: int = 8, moments: int = 3, moment_frames: int = 12) -> None:
+        super().__init__()
+        self.bands, self.band_mels, self.moments, self.moment_frames = bands, band_mels, moments, moment_frames
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, frames, mels), normalised, so that 0 is the mean."""
+        if not self.training:
+            return features
+        batch, frames, mels = features.shape
+        hidden = _stretches(batch, mels, self.bands, self.band_mels)[:, None]
+        hidden = hidden | _stretches(batch, frames, self.moments, self.moment_frames)[:, :, None]
+        return features.masked_fill(hidden, 0.0)
+
+
 def fourier_kernels(bins: int) -> NDArray[np.float32]:
     """(2 bins, 1, 400): real parts, then imaginary ones, of mean removal, pre-emphasis, Hann window and DFT."""
     time = np.arange(WINDOW)
@@ -102,3 +119,11 @@ def _frequencies_hz(bins: int) -> NDArray[np.float64]:
 
 def _mel(hz: float) -> float:
     return 1127 * float(np.log(1 + hz / 700))
+
+
+def _stretches(batch: int, size: int, count: int, longest: int) -> Tensor:
+    """(batch, size) true inside ``count`` random stretches of up to ``longest``."""
+    length = torch.randint(longest + 1, (batch, count, 1))
+    start = (torch.rand(batch, count, 1) * (size - length)).long()
+    place = torch.arange(size)
+    return ((place >= start) & (place < start + length)).any(dim=1)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from optimize.data import speech
 from optimize.data.dataset import Arrays, Split
-from optimize.models.conformer import BLANK, FRAME_SAMPLES, Conformer, ConformerConfig, state_specs
+from optimize.models.conformer import BLANK, FRAME_SAMPLES, Conformer, state_specs
+from optimize.models.conformer_block import ConformerConfig
 from optimize.recipes import Metric, Network, Recipe, Tensors, Training, Variant
 from optimize.specs import ModelSpec, ServingSpec, TensorSpec
 
