@@ -48,13 +48,15 @@ class Judge:
         drift = verify.batch_invariance(candidate.run, cases, metric, alone, decision)
         outputs = alone if published else verify.answers(candidate.run, self.split)
         error, spread = verify.max_abs(outputs, self.published), verify.spread(self.published)
+        ours, theirs = metric.statistics(outputs, self.split), metric.statistics(self.published, self.split)
+        loss, low, high = verify.relative_loss(metric, ours, theirs, self.split.groups)
         return self._stage(
             candidate,
             timed,
             outputs,
             "chain",
-            Parity(error, error / spread, verify.rms(outputs, self.published) / spread, reference),
-            Quantized(**asdict(coverage(graph))),
+            Parity(error, error / spread, verify.rms(outputs, self.published) / spread, loss, (low, high), reference),
+            Quantized(**asdict(coverage(graph, inputs=self.split.rows(0, 1)))),
             BatchDrift(**asdict(drift)),
         )
 

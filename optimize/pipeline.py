@@ -159,7 +159,8 @@ def quantize_graph(work: Work) -> None:
                 LOG.warning("nothing is quantised: the plan keeps every operator in fp32 (%s)", path)
         elif published or choices != saved.choices[work.profile]:
             graph = quantize(fused, choices, ranges)
-            guards.require(graph, before=fused, choices=choices, profile=profile)
+            requests = [work.dataset.validation.rows(0, rows) for rows in (1, 3)]
+            guards.require(graph, before=fused, choices=choices, profile=profile, requests=requests)
             _add_graph(work, "int8" if published else f"int8_{profile}", graph)
 
 
@@ -231,8 +232,15 @@ def verify_gates(work: Work) -> None:
         value = stage.parity.relative_rms if low else stage.parity.relative
         advice = "keep more operators in fp32" if low else "the export or a fusion changed the function: report it"
         work.gates.append(Gate(f"parity of {stage.name}", value, limit, advice))
+    assert chosen.parity is not None
     assert chosen.batch_invariance is not None
     work.gates += [
+        Gate(
+            "metric loss to the same network in torch, upper end of its 95 % interval",
+            chosen.parity.metric_loss_ci95[1],
+            limits.metric_loss,
+            "use --retune, which looks for the operators that cost it, or keep more operators in fp32",
+        ),
         Gate(
             "metric loss to teacher",
             chosen.metric.loss_to_teacher,

@@ -27,11 +27,13 @@ class MetricValue:
 @dataclass(frozen=True)
 class Parity:
     """Difference from the named stage: the largest, in the output's unit; the same and the root mean square as shares
-    of the output's spread."""
+    of the output's spread; and of the task metric, relative, positive is worse, with its 95 % interval."""
 
     max_abs: float
     relative: float
     relative_rms: float
+    metric_loss: float
+    metric_loss_ci95: tuple[float, float]
     reference: str
 
 
@@ -150,6 +152,8 @@ def _stage(values: dict[str, Any]) -> Stage:
         "batch_invariance": BatchDrift,
     }
     parts = {key: kind(**values[key]) if values[key] else None for key, kind in nested.items()}
+    if parts["parity"]:
+        parts["parity"] = replace(parts["parity"], metric_loss_ci95=tuple(parts["parity"].metric_loss_ci95))
     return Stage(**{**values, **parts, "metric": metric})
 
 

@@ -123,8 +123,11 @@ def _accuracy(report: Report) -> Table:
     columns: Columns[Stage] = {
         "stage": lambda stage: stage.name,
         f"{_metric(report)} (95 % interval)": lambda stage: interval(stage.metric),
-        "loss to teacher (95 % interval)": lambda stage: _loss(stage.metric),
+        "loss to teacher (95 % interval)": lambda stage: _loss(
+            stage.metric.loss_to_teacher, stage.metric.loss_to_teacher_ci95
+        ),
         **{name: partial(_also, name) for name in (report.stages[0].also if report.stages else {})},
+        "loss to the same network in torch": lambda stage: _change(stage.parity),
         "largest difference (of the spread)": lambda stage: _parity(stage.parity),
         "weights quantised": lambda stage: percent(stage.quantized.weight_bytes_fraction) if stage.quantized else "",
         "products quantised": lambda stage: percent(stage.quantized.mac_fraction) if stage.quantized else "",
@@ -225,15 +228,19 @@ def _metric(report: Report) -> str:
     return report.stages[0].metric.name if report.stages else "metric"
 
 
-def _loss(metric: MetricValue) -> str:
-    low, high = metric.loss_to_teacher_ci95
-    if metric.loss_to_teacher == low == high == 0:
+def _loss(loss: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    if loss == low == high == 0:
         return "0"
-    return f"{percent(metric.loss_to_teacher, True)} ({percent(low, True).removesuffix(' %')} to {percent(high, True)})"
+    return f"{percent(loss, True)} ({percent(low, True).removesuffix(' %')} to {percent(high, True)})"
 
 
 def _also(name: str, stage: Stage) -> str:
     return number(stage.also[name]) if name in stage.also else ""
+
+
+def _change(parity: Parity | None) -> str:
+    return _loss(parity.metric_loss, parity.metric_loss_ci95) if parity else ""
 
 
 def _parity(parity: Parity | None) -> str:

@@ -91,6 +91,8 @@ def tune(
             methods = [method for method in _methods(group, requested) if method.invariant or profile == "throughput"]
             tried = {method.name: ratios.get(f"{index} {method.name}") for method in methods}
             reasons = {method.name: refused.get((group, method.name), "") for method in methods}
+            if not methods and (names_of := [method.name for method in METHODS if method.operator == group[0]]):
+                reasons[""] = f"{' or '.join(names_of)} only on request"
             chosen |= dict.fromkeys(names, choose(group[0], tried, reasons, requested))
         choices[profile] = {name: chosen[name] for name in nodes}
     combined = _ratios(model, requests, {FP32: {}, **{str(p): c for p, c in choices.items()}}, rounds, progress)

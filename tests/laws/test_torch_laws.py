@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from optimize.models.conformer import CHUNK_FRAMES, FRAME_SAMPLES, Conformer, ConformerConfig, ConformerState
+from optimize.models.conformer import FRAME_SAMPLES, Conformer, ConformerState
+from optimize.models.conformer_block import CHUNK_FRAMES, ConformerConfig
 from optimize.models.frontend import FrontEndConfig
 from tests.laws import laws
 from tests.laws.laws import Answer, Pcm, State

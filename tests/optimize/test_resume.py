@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from optimize import recipes
-from optimize.data.dataset import Split
+from optimize.data.dataset import Arrays, Split
 from optimize.errors import UserError
 from optimize.recipes import Recipe
 from optimize.resume import Partial
@@ -32,9 +33,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
 
     def fresh(epoch: int) -> Split:
         return Split(
-            {name: array + np.float32(0.01 * epoch) for name, array in items.inputs.items()},
-            items.targets,
-            items.groups,
+            {"past": items.inputs["past"].astype(np.float32) + np.float32(0.01 * epoch)}, items.targets, items.groups
         )
 
     def train(recipe: Recipe, partial: Partial, resume: bool = False) -> dict[str, torch.Tensor]:
@@ -46,15 +45,15 @@ def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
     expected = train(recipe, Partial(tmp_path / "whole.partial", "sine"))
     seen: list[int] = []
 
-    def statistics(outputs: dict[str, np.ndarray], split: Split) -> np.ndarray:  # type: ignore[type-arg]
+    def statistics(outputs: Arrays, split: Split) -> NDArray[np.float64]:
         seen.append(len(seen))
         if len(seen) == 3:
             raise Interrupted
-        return recipe.metric.statistics(outputs, split)  # type: ignore[arg-type]
+        return recipe.metric.statistics(outputs, split)
 
     partial = Partial(tmp_path / "cut.partial", "sine")
     with pytest.raises(Interrupted):
-        train(replace(recipe, metric=replace(recipe.metric, statistics=statistics)), partial)  # type: ignore[arg-type]
+        train(replace(recipe, metric=replace(recipe.metric, statistics=statistics)), partial)
     torch.manual_seed(12345)  # a new process
     found = train(recipe, partial, resume=True)
     assert found.keys() == expected.keys()

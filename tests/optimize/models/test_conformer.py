@@ -12,16 +12,8 @@ from onnx import ModelProto
 
 from optimize import onnx_export, recipes
 from optimize.errors import UserError
-from optimize.models.conformer import (
-    CHUNK_FRAMES,
-    FRAME_SAMPLES,
-    Conformer,
-    ConformerConfig,
-    ConformerState,
-    ConformerStep,
-    RelativePositions,
-    state_specs,
-)
+from optimize.models.conformer import FRAME_SAMPLES, Conformer, ConformerState, ConformerStep, state_specs
+from optimize.models.conformer_block import CHUNK_FRAMES, ConformerConfig, RelativePositions
 from optimize.models.frontend import FrontEndConfig, LogMel
 from optimize.recipes.speech import STUDENT, TEACHER, spec
 
