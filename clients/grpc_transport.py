@@ -61,6 +61,7 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._client.close()
+        del self._client  # whose end closes the channel once more: at the interpreter's exit that can wait for ever
 
 
 class AsyncGrpcTransport:

@@ -15,7 +15,7 @@ from optimize.models.frontend import FrontEndConfig
 from tests.laws import laws
 from tests.laws.laws import Answer, Pcm, State
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4  # on log-probabilities
 SECONDS_2 = 2 * 16_000
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -51,6 +51,9 @@ def conformer(chunk: int) -> Conformer:
     )  # fmt: skip
     module = Conformer(config).eval()
     with torch.no_grad():
+        for linear in module.blocks.modules():
+            if isinstance(linear, torch.nn.Linear):
+                torch.nn.init.xavier_normal_(linear.weight)  # what an untrained block adds is small otherwise
         module.positions.table.normal_()
         module.front_end.mean.fill_(-3.0)
         module.front_end.scale.fill_(4.0)

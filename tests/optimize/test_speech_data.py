@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from optimize.data import speech
 from optimize.data.audio import read_wav, telephone_band, trim
 from optimize.data.espeak import ACCENTS, SPEAKERS, Synthesiser, Voice
-from optimize.data.speech import parts_of, read_manifest, spoken_digits, text_of, tokens_of
+from optimize.data.speech import parts_of, read_manifest, spoken_digits
 from optimize.data.strings import Pool, Segment, connected
+from optimize.data.vocabulary import text_of, tokens_of
 from optimize.errors import UserError
 from optimize.recipes.speech import WER
 
