@@ -30,7 +30,7 @@ from optimize.quantize.plan import Choice, Choices
 from optimize.specs import ModelSpec, TensorSpec
 
 WIDTHS, BATCHES, STEPS = (128, 256, 512, 1024), (1, 4, 16, 64), (1, 8, 72)
-SECONDS, ROUNDS = 1.0, (7, 100)  # for each candidate of a cell: its share of time, least and most calls
+SECONDS, ROUNDS = 0.5, (7, 100)  # for each candidate of a cell: its share of time, least and most calls
 
 
 class Recurrent(nn.Module):
