@@ -22,11 +22,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimize.quantize.method import Ranges
-from optimize.quantize.product import calibrated_scale, per_channel
+from optimize.quantize.product import calibrated_scale, per_channel, row_maximum
 from optimize.rewriting import CONTRIB, Replacement
 
 _UNIT_SCALE, _UNIT_ZERO = np.array(1 / 127, np.float32), np.array(128, np.uint8)
-_SMALLEST_ROW = np.array(np.finfo(np.float32).tiny)  # divides a row of zeros, which stay zeros
 _NOTHING = 1e-30  # a channel of such weights counts as zeros, else a bias divided by its scale could overflow
 
 Array = NDArray[np.float32]
@@ -65,12 +64,7 @@ def unit(new: Replacement, x: ir.Value) -> Quantized:
 
 def per_row(new: Replacement, x: ir.Value) -> Quantized:
     """The range of each row."""
-    magnitude = new.op("Abs", x)
-    if new.opset < 18:  # where axes became an input
-        largest = new.op("ReduceMax", magnitude, axes=[-1], keepdims=1)
-    else:
-        largest = new.op("ReduceMax", magnitude, new.constant("last_axis", np.array([-1])), keepdims=1)
-    largest = new.op("Max", largest, new.constant("smallest_row", _SMALLEST_ROW))
+    largest = row_maximum(new, x)
     return unit(new, new.op("Div", x, largest))._replace(rows=largest)
 
 

@@ -114,7 +114,7 @@ def static(new: Replacement, product: Product, ranges: Ranges) -> ir.Value:
 
 def per_row(new: Replacement, product: Product, ranges: Ranges) -> ir.Value:
     """An activation scale for each row."""
-    largest = new.op("Max", _row_maximum(new, product.x), new.constant("smallest_row", _SMALLEST_ROW))
+    largest = row_maximum(new, product.x)
     step, zero = new.constant("step", _STEP), new.shared(f"{new.graph.name}/uint8_zero", _ZERO)
     weights, scales, bias = _constants(new, product)
     scaled = new.op("Mul", product.x, new.op("Reciprocal", largest))  # to [-1, 1]; dividing takes longer
@@ -124,11 +124,14 @@ def per_row(new: Replacement, product: Product, ranges: Ranges) -> ir.Value:
     return result if bias is None else new.op("Add", result, bias)
 
 
-def _row_maximum(new: Replacement, x: ir.Value) -> ir.Value:
+def row_maximum(new: Replacement, x: ir.Value) -> ir.Value:
+    """The largest magnitude of each row, (..., 1), above 0 so that it divides a row of zeros too."""
     absolute = new.op("Abs", x)
     if new.opset < 18:  # where axes became an input
-        return new.op("ReduceMax", absolute, axes=[-1], keepdims=1)
-    return new.op("ReduceMax", absolute, new.constant("last_axis", np.array([-1])), keepdims=1)
+        largest = new.op("ReduceMax", absolute, axes=[-1], keepdims=1)
+    else:
+        largest = new.op("ReduceMax", absolute, new.constant("last_axis", np.array([-1])), keepdims=1)
+    return new.op("Max", largest, new.constant("smallest_row", _SMALLEST_ROW))
 
 
 def _constants(new: Replacement, product: Product) -> tuple[ir.Value, ir.Value, ir.Value | None]:
