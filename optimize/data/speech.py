@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from optimize.data.audio import Samples, read_wav, telephone_band, trim
 from optimize.data.dataset import Dataset, Split
 from optimize.data.espeak import ACCENTS, SPEAKERS, Synthesiser, Voice
 from optimize.data.strings import Pool, Segment, connected, padded
+from optimize.data.vocabulary import VOCABULARY, tokens_of
 from optimize.errors import UserError
 
 FOLDER = "speech/fsdd"
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-VOCABULARY = ("", *WORDS)  # by token; 0 is the CTC blank
 SEED = 16
 EPOCH_STRINGS, SAMPLE_STRINGS = 4_096, 512
 
@@ -139,25 +137,6 @@ def parts_of(segments: Sequence[Segment], unseen: Sequence[str], test_takes: int
         else:
             parts.train.append(segment)
     return parts
-
-
-def tokens_of(text: str) -> tuple[int, ...]:
-    """Words or digits to tokens: "three five", "3 5" and "35" are (4, 6).
-
-    Raises UserError: nothing there, or a word that is no digit.
-    """
-    words: list[str] = []
-    for word in text.lower().split():
-        words += [WORDS[int(digit)] for digit in word] if word.isascii() and word.isdigit() else [word]
-    unknown = sorted(set(words) - set(WORDS))
-    if unknown or not words:
-        raise UserError(f"'{text.strip()}' holds {', '.join(unknown) or 'no words'}; the words are {', '.join(WORDS)}")
-    return tuple(VOCABULARY.index(word) for word in words)
-
-
-def text_of(tokens: Sequence[int] | NDArray[np.generic]) -> str:
-    """The words of the tokens; blanks and padding are passed over."""
-    return " ".join(VOCABULARY[int(token)] for token in tokens if token)
 
 
 def _manifest_dataset(path: Path, spoken: Sequence[Segment]) -> Dataset:

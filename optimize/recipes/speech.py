@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from optimize.data import speech
 from optimize.data.dataset import Arrays, Split
+from optimize.data.vocabulary import VOCABULARY, text_of
 from optimize.models.conformer import BLANK, FRAME_SAMPLES, Conformer, state_specs
 from optimize.models.conformer_block import ConformerConfig
 from optimize.recipes import Metric, Network, Recipe, Tensors, Training, Variant
 from optimize.specs import ModelSpec, ServingSpec, TensorSpec
 
-TEACHER = ConformerConfig(layers=8, width=144, heads=3, feed_forward=576, vocabulary=len(speech.VOCABULARY))
-STUDENT = ConformerConfig(layers=4, width=96, heads=2, feed_forward=384, vocabulary=len(speech.VOCABULARY), dropout=0.0)
+TEACHER = ConformerConfig(layers=8, width=144, heads=3, feed_forward=576, vocabulary=len(VOCABULARY), dropout=0.0)
+STUDENT = ConformerConfig(layers=4, width=96, heads=2, feed_forward=384, vocabulary=len(VOCABULARY), dropout=0.0)
 
 
 def word_errors(outputs: Arrays, split: Split) -> NDArray[np.float64]:
@@ -30,7 +31,7 @@ def word_errors(outputs: Arrays, split: Split) -> NDArray[np.float64]:
     rows = []
     for row, words in enumerate(split.targets["words"]):
         meant = int(outputs["output_lengths"][row, 0])
-        result = jiwer.process_words(speech.text_of(words), speech.text_of(outputs["tokens"][row, :meant]))
+        result = jiwer.process_words(text_of(words), text_of(outputs["tokens"][row, :meant]))
         errors = result.substitutions + result.deletions + result.insertions
         rows.append((errors, result.hits + result.substitutions + result.deletions))
     return np.array(rows, np.float64)
@@ -95,9 +96,9 @@ def variant(name: str, chunk: int, weights_of: str | None = None) -> Variant:
         spec=spec(name, chunk, STUDENT),
         serving=ServingSpec(),
         networks={
-            "teacher": network(TEACHER, epochs=22, learning_rate=1.5e-3, weight_decay=0.05),
-            "student": network(STUDENT, epochs=28, learning_rate=2e-3, soft_weight=0.8),
-            "undistilled": network(STUDENT, epochs=28, learning_rate=2e-3),  # the student's settings
+            "teacher": network(TEACHER, epochs=24, learning_rate=6e-4, weight_decay=0.05),
+            "student": network(STUDENT, epochs=24, learning_rate=1e-3, soft_weight=0.8),
+            "undistilled": network(STUDENT, epochs=24, learning_rate=1e-3),  # the student's settings
         },
         weights_of=weights_of,
     )

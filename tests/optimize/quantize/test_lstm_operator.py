@@ -22,8 +22,16 @@ def lstm(direction: str = "forward", with_state: bool = True, **attributes: Any)
     count = 2 if direction == "bidirectional" else 1
     random = np.random.default_rng(0)
     shapes = {"W": (count, 4 * HIDDEN, INPUTS), "R": (count, 4 * HIDDEN, HIDDEN), "B": (count, 8 * HIDDEN)}
-    inputs: dict[str, list[Any]] = {"x": ["time", "batch", INPUTS], "h": [count, "batch", HIDDEN], "c": [count, "batch", HIDDEN]}
-    outputs: dict[str, list[Any]] = {"y": ["time", count, "batch", HIDDEN], "next_h": inputs["h"], "next_c": inputs["h"]}
+    inputs: dict[str, list[Any]] = {
+        "x": ["time", "batch", INPUTS],
+        "h": [count, "batch", HIDDEN],
+        "c": [count, "batch", HIDDEN],
+    }
+    outputs: dict[str, list[Any]] = {
+        "y": ["time", count, "batch", HIDDEN],
+        "next_h": inputs["h"],
+        "next_c": inputs["h"],
+    }
     names = ["x", "W", "R", "B", "lengths", *(["h", "c"] if with_state else [])]
     attributes |= {"hidden_size": HIDDEN, "direction": direction}
     graph = helper.make_graph(
