@@ -101,7 +101,7 @@ def load_data(work: Work) -> None:
 def load_teacher(work: Work) -> None:
     """The trained networks that are compared: the teacher must be there, comparison networks may."""
     for network, definition in work.variant.networks.items():
-        path = path_of(work.options.checkpoints, work.recipe.name, work.name, network)
+        path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name), network)
         if network == "teacher" or (network != "student" and path.exists()):
             work.networks[network] = load_checkpoint(path, definition)
 
@@ -110,7 +110,7 @@ def distil_student(work: Work) -> None:
     """Reuse the student whose recorded teacher is the teacher at hand; otherwise, or on request, distil it anew."""
     if "student" not in work.variant.networks:
         return
-    path = path_of(work.options.checkpoints, work.recipe.name, work.name, "student")
+    path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name), "student")
     if path.exists() and not work.options.distill:
         student = load_checkpoint(path, work.variant.networks["student"])
         if student[1].teacher_sha256 == work.networks["teacher"][1].sha256:
@@ -168,11 +168,12 @@ def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
     """Measured on validation data; operators that cost too much of the metric there are taken out."""
     validation, limit = work.dataset.validation, work.variant.tolerances.metric_loss
     measured = tune(fused, validation, work.variant.methods, progress=work.progress)
-    loss = sensitivity.metric_loss(fused, work.recipe.metric, validation, work.folder / "sensitivity.json")
+    journal, calibration = work.folder / "sensitivity.json", calibration_feeds(work.dataset.train)
+    loss = sensitivity.metric_loss(fused, work.recipe.metric, validation, calibration, journal)
     choices = {}
     for profile in PROFILES:
         choices[profile] = measured.choices[profile]
-        if (lost := loss(choices[profile])) > limit:
+        if not (lost := loss(choices[profile])) <= limit:
             LOG.warning("%s costs %.2f %% of the metric: looking for the operators that do", profile, 100 * lost)
             found = sensitivity.search(choices[profile], loss, limit, work.progress)
             choices[profile] = sensitivity.exclude(choices[profile], found)

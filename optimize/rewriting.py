@@ -92,6 +92,12 @@ class Replacement:
         self.graph.insert_before(self.node, node)
         return tuple(node.outputs)
 
+    def split(self, value: ir.Value, parts: int, axis: int = -1) -> tuple[ir.Value, ...]:
+        """Equal parts of an axis."""
+        if self.opset < 18:  # where the number became an attribute
+            return self.ops(parts, "Split", value, axis=axis)
+        return self.ops(parts, "Split", value, axis=axis, num_outputs=parts)
+
     def finish(self, *outputs: ir.Value | None) -> None:
         """``outputs`` in the order of the node's own; None for one that nothing uses."""
         for old, new in zip(self.node.outputs, outputs, strict=False):

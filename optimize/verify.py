@@ -7,7 +7,7 @@ try; nothing is published then, and what was published before keeps serving.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,20 +76,36 @@ def answers(run: Run, split: Split, batch_size: int = COMPANY) -> Arrays:
 
 def max_abs(outputs: Arrays, reference: Arrays) -> float:
     """The largest absolute difference over all outputs; NaN if either has NaN."""
-    return max(float(np.max(np.abs(outputs[name].astype(float) - reference[name].astype(float)))) for name in reference)
+    return _largest(np.max(np.abs(outputs[name].astype(float) - reference[name].astype(float))) for name in reference)
 
 
 def rms(outputs: Arrays, reference: Arrays) -> float:
-    """The largest root mean square difference of an output."""
-    return max(
-        float(np.sqrt(np.mean((outputs[name].astype(float) - reference[name].astype(float)) ** 2)))
-        for name in reference
+    """The largest root mean square difference of an output; NaN if either has NaN."""
+    return _largest(
+        np.sqrt(np.mean((outputs[name].astype(float) - reference[name].astype(float)) ** 2)) for name in reference
     )
 
 
 def spread(reference: Arrays) -> float:
     """The smallest standard deviation of an output: the scale against which an error is large or small."""
     return min(float(np.std(values.astype(float))) for values in reference.values())
+
+
+def relative(distance: Callable[[Arrays, Arrays], float], outputs: Arrays, reference: Arrays) -> float:
+    """The largest ``max_abs`` or ``rms`` of an output as a share of its own standard deviation.
+
+    Of an output that is constant, 0 if it is met exactly and infinite otherwise.
+    """
+    shares = []
+    for name, values in reference.items():
+        error, scale = distance({name: outputs[name]}, {name: values}), float(np.std(values.astype(float)))
+        shares.append(error / scale if scale else math.inf if error else 0.0)
+    return _largest(shares)
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Unlike Python's own, NaN if there is one anywhere."""
+    return float(np.max(list(values)))
 
 
 def batch_invariance(
@@ -103,8 +119,8 @@ def batch_invariance(
         drift[kind] = max_abs(together, alone)
         flips = max(flips, int(np.sum(decision(alone) != decision(together))) if decision else 0)
         if kind == "shuffled":
-            change = abs(_relative(metric(together, split) - before, before))
-    return BatchInvariance(max(drift.values()), flips, len(split), change, drift)
+            change = abs(relative_change(metric(together, split) - before, before))
+    return BatchInvariance(_largest(drift.values()), flips, len(split), change, drift)
 
 
 def _in_company(run: Run, split: Split, company: Company) -> Arrays:
@@ -167,14 +183,14 @@ def relative_loss(
     def loss(sums: NDArray[np.float64]) -> float:
         k = ours.shape[1]
         value, base = metric.value(sums[:k]), metric.value(sums[k:])
-        return _relative(base - value if metric.higher_is_better else value - base, base)
+        return relative_change(base - value if metric.higher_is_better else value - base, base)
 
     both = np.concatenate([ours, reference], axis=1)
     low, high = np.percentile([loss(sums) for sums in _resampled(both, groups)], (2.5, 97.5))
     return loss(both.sum(axis=0)), float(low), float(high)
 
 
-def _relative(change: float, base: float) -> float:
+def relative_change(change: float, base: float) -> float:
     """A change as a share of the base; infinite where the base is 0 and there is a change at all."""
     if base == 0:
         return math.copysign(math.inf, change) if change else 0.0

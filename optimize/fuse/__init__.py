@@ -1,4 +1,7 @@
-"""Graph rewrites that change no answer: one file each, run in the order of ``PASSES``."""
+"""Graph rewrites that change no answer: one file each, run in the order of ``PASSES``.
+
+They know the operators as they are since opset 13; an older graph is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from optimize.fuse.slices import slices_to_split
 from optimize.fuse.static_shapes import static_shapes
 from optimize.fuse.tables import fold_tables
 from optimize.fuse.unpack import unpack
+
+OLDEST_OPSET = 13
 
 PASSES: list[tuple[str, Rewrite]] = [
     ("constants folded, no-ops removed", fold),
@@ -51,6 +56,8 @@ PASSES: list[tuple[str, Rewrite]] = [
 def fuse(model: ModelProto) -> tuple[ModelProto, dict[str, int]]:
     """Run every pass; returns the new model and, by the pass's words, how many nodes it removed or rewrote."""
     counts = {name: 0 for name, _ in PASSES}
+    if next((entry.version for entry in model.opset_import if entry.domain == ""), OLDEST_OPSET) < OLDEST_OPSET:
+        return model, counts
     for name, rewrite in PASSES:
         model, count = rewrite(model)
         counts[name] += count

@@ -68,6 +68,8 @@ def _constant_size(node: ir.Node) -> int:
         picked = row[slice(start, stop, step)] if step > 0 else np.array([-1])
     if np.any(picked < 0):
         return 0
+    if node.outputs[0].is_graph_output():  # a constant cannot take an output's name
+        return 0
     new = Replacement(node)
     ir.convenience.replace_all_uses_with(node.outputs[0], new.constant("static", np.array(picked, np.int64)))
     return 1

@@ -48,7 +48,7 @@ def _split(value: ir.Value) -> int:
     if steps is None or len(steps) > 1:
         return 0
     new = Replacement(chain[0])
-    parts = new.ops(len(gathers), "Split", source, axis=packed)
+    parts = new.split(source, len(gathers), packed)
     for index, part in enumerate(parts):
         part.shape = ir.Shape([dimension(each) for each in whole.shape(whole.source)])
         if value.dtype is not None:

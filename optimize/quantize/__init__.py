@@ -36,10 +36,15 @@ def operators(model: ModelProto) -> dict[str, str]:
     return {weighted.name: weighted.node.op_type for weighted in weighted_nodes(rewriting.read(model))}
 
 
+def needs_calibration(model: ModelProto, choices: Choices) -> list[str]:
+    """The values whose ranges the chosen methods need."""
+    opened = rewriting.read(model)
+    return sorted({name for node, method in _chosen(opened, choices) for name in method.calibrated(node)})
+
+
 def calibrate(model: ModelProto, feeds: Iterable[Arrays], *choices: Choices) -> Ranges:
     """The ranges that any of the choices needs, observed on ``feeds``; nothing is run where none is needed."""
-    opened = rewriting.read(model)
-    names = {name for some in choices for node, method in _chosen(opened, some) for name in method.calibrated(node)}
+    names = {name for some in choices for name in needs_calibration(model, some)}
     return observe(model, sorted(names), feeds) if names else {}
 
 

@@ -11,13 +11,13 @@ step: another function, and refused. ``recurrence`` tells what the methods are.
 from __future__ import annotations
 
 from optimize.quantize.method import Method
-from optimize.quantize.recurrence import Cell, Values, method, split
+from optimize.quantize.recurrence import Cell, Values, method
 from optimize.rewriting import Replacement
 
 
 def _step(new: Replacement, inputs: Values, recurrent: Values, states: Values) -> Values:
     (x_zr, x_n), (h_zr, h_n), (h,) = inputs, recurrent, states
-    update, reset = split(new, new.op("Sigmoid", new.op("Add", x_zr, h_zr)), 2)
+    update, reset = new.split(new.op("Sigmoid", new.op("Add", x_zr, h_zr)), 2)
     n = new.op("Tanh", new.op("Add", x_n, new.op("Mul", reset, h_n)))
     return [new.op("Add", n, new.op("Mul", update, new.op("Sub", h, n)))]
 

@@ -11,13 +11,13 @@ of its input can be calibrated the operator of ``lstm_operator`` is faster, and 
 from __future__ import annotations
 
 from optimize.quantize.method import Method
-from optimize.quantize.recurrence import Cell, Values, method, split
+from optimize.quantize.recurrence import Cell, Values, method
 from optimize.rewriting import Replacement
 
 
 def _step(new: Replacement, inputs: Values, recurrent: Values, states: Values) -> Values:
     (x_iof, x_c), (h_iof, h_c), (_, cell) = inputs, recurrent, states
-    into, out, forget = split(new, new.op("Sigmoid", new.op("Add", x_iof, h_iof)), 3)
+    into, out, forget = new.split(new.op("Sigmoid", new.op("Add", x_iof, h_iof)), 3)
     candidate = new.op("Tanh", new.op("Add", x_c, h_c))
     cell = new.op("Add", new.op("Mul", forget, cell), new.op("Mul", into, candidate))
     return [new.op("Mul", out, new.op("Tanh", cell)), cell]

@@ -168,13 +168,6 @@ def directions(node: ir.Node) -> list[str]:
     return ["forward", "reverse"] if name == "bidirectional" else [name]
 
 
-def split(new: Replacement, value: ir.Value, parts: int) -> tuple[ir.Value, ...]:
-    """Equal parts of the last axis."""
-    if new.opset < 18:  # where the number became an attribute
-        return new.ops(parts, "Split", value, axis=-1)
-    return new.ops(parts, "Split", value, axis=-1, num_outputs=parts)
-
-
 def body(new: Replacement, name: str, inputs: dict[str, tuple[ir.DataType, int]]) -> tuple[Replacement, Values]:
     """An empty body for a Scan, to put nodes into, and its inputs, given by name as element type and rank."""
     values = [

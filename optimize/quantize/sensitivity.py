@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from onnx import ModelProto
 from rich.console import Console
 from rich.progress import Progress
@@ -92,19 +93,26 @@ def exclude(choices: Choices, found: Sensitivity) -> Choices:
     }
 
 
-def metric_loss(model: ModelProto, metric: Metric, split: Split, journal: Path | None = None) -> Loss:
-    """The relative loss of some choices against ``model`` on a split; what the journal already holds is not run."""
-    ranges_of = calibration_feeds(split)
-    known: dict[str, float] = {}
-    identity = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()[:16]
-    if journal and journal.exists():
-        known = json.loads(journal.read_text())
+def metric_loss(
+    model: ModelProto, metric: Metric, split: Split, calibration: list[Arrays], journal: Path | None = None
+) -> Loss:
+    """The relative loss of some choices against ``model`` on a split; what the journal already holds is not run.
+
+    calibration: the requests on which ranges are observed, those that the published model is calibrated on. Raises
+    UserError for a journal that cannot be read.
+    """
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True) + metric.name.encode())
+    for arrays in (split.inputs, split.targets, *calibration):
+        for name, array in sorted(arrays.items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    identity = digest.hexdigest()[:16]
+    known = _read(journal) if journal and journal.exists() else {}
 
     def value(choices: Choices) -> float:
         methods = {name: choice.method for name, choice in sorted(choices.items()) if choice.quantised}
-        key = f"{identity} {len(split)} {json.dumps(methods)}"
+        key = f"{identity} {json.dumps(methods)}"
         if key not in known:
-            graph = quantize(model, choices, calibrate(model, ranges_of, choices))
+            graph = quantize(model, choices, calibrate(model, calibration, choices))
             opened = session(graph.SerializeToString())
             names = [output.name for output in opened.get_outputs()]
 
@@ -118,9 +126,16 @@ def metric_loss(model: ModelProto, metric: Metric, split: Split, journal: Path |
 
     def loss(choices: Choices) -> float:
         base, ours = value({}), value(choices)
-        return (base - ours if metric.higher_is_better else ours - base) / abs(base)
+        return verify.relative_change(base - ours if metric.higher_is_better else ours - base, base)
 
     return loss
+
+
+def _read(journal: Path) -> dict[str, float]:
+    try:
+        return {key: float(value) for key, value in json.loads(journal.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"sensitivity journal '{journal}' cannot be read ({error}); delete it") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,11 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"'{recipe.name}' has no plan yet; run python -m optimize.export --quantize first")
     profile: Profile = options.profile or committed.profile
     network = variant.networks[variant.published]
-    module, _ = load_checkpoint(path_of(options.checkpoints, recipe.name, name, variant.published), network)
+    path = path_of(options.checkpoints, recipe.name, recipe.weights(name), variant.published)
+    module, _ = load_checkpoint(path, network)
     model, _ = fuse.fuse(onnx_export.export(module, variant.spec, variant.opset_version))
     journal = options.artifacts / recipe.name / name / "sensitivity.json"
     limit = variant.tolerances.metric_loss if options.limit is None else options.limit
-    loss = metric_loss(model, recipe.metric, recipe.load(options.data).validation, journal)
+    data = recipe.load(options.data)
+    loss = metric_loss(model, recipe.metric, data.validation, calibration_feeds(data.train), journal)
     with command.progress() as progress:
         found = search(committed.choices[profile], loss, limit, progress)
     table = Table("operator", "method", f"loss of {recipe.metric.name} alone", "left without it")

@@ -22,6 +22,7 @@ from rich.progress import Progress
 from optimize import rewriting
 from optimize.benchmark import interleaved, onnx_candidate
 from optimize.data.dataset import Arrays, Split
+from optimize.errors import UserError
 from optimize.onnx_export import save
 from optimize.quantize import METHODS, calibrate, quantize
 from optimize.quantize.method import FP32, PROFILES, Method, Profile
@@ -68,19 +69,21 @@ def tune(
     requested: methods that are only tried on request, by name. calibrated: whether the requests are real ones that
     may calibrate ranges; methods that need any are not tried otherwise.
     """
+    if len(requests) < _BATCH:
+        raise UserError(f"a plan is measured with at least {_BATCH} requests, {len(requests)} were given")
     nodes = {weighted.name: weighted.node for weighted in weighted_nodes(rewriting.read(model))}
     groups: dict[Group, list[str]] = {}
+    refused: dict[tuple[str, str], str] = {}
     for name, node in nodes.items():
-        groups.setdefault(_group(node), []).append(name)
+        for method in _methods(node.op_type, requested):
+            needs = method.name + " needs calibration data" if method.calibrated(node) and not calibrated else ""
+            refused[name, method.name] = method.refuses(node) or needs
+        against = [refused[name, method.name] for method in _methods(node.op_type, requested)]
+        groups.setdefault((*_group(node), *against), []).append(name)
     trials: dict[str, Choices] = {FP32: {}}
-    refused: dict[tuple[Group, str], str] = {}
     for index, (group, names) in enumerate(groups.items()):
-        for method in _methods(group, requested):
-            against = [method.refuses(nodes[name]) for name in names]
-            if not calibrated and method.calibrated(nodes[names[0]]):
-                against.append(f"{method.name} needs calibration data")
-            if reason := next(filter(None, against), ""):
-                refused[group, method.name] = reason
+        for method in _methods(group[0], requested):
+            if refused[names[0], method.name]:
                 continue
             trials[f"{index} {method.name}"] = {name: Choice(group[0], method.name, "") for name in names}
     ratios = _ratios(model, requests, trials, rounds, progress)
@@ -88,9 +91,11 @@ def tune(
     for profile in PROFILES:
         chosen: Choices = {}
         for index, (group, names) in enumerate(groups.items()):
-            methods = [method for method in _methods(group, requested) if method.invariant or profile == "throughput"]
+            methods = [
+                method for method in _methods(group[0], requested) if method.invariant or profile == "throughput"
+            ]
             tried = {method.name: ratios.get(f"{index} {method.name}") for method in methods}
-            reasons = {method.name: refused.get((group, method.name), "") for method in methods}
+            reasons = {method.name: refused[names[0], method.name] for method in methods}
             if not methods and (names_of := [method.name for method in METHODS if method.operator == group[0]]):
                 reasons[""] = f"{' or '.join(names_of)} only on request"
             chosen |= dict.fromkeys(names, choose(group[0], tried, reasons, requested))
@@ -100,6 +105,7 @@ def tune(
         if combined[profile].slower:
             reason = f"measured: with all choices of this profile together {combined[profile]}"
             choices[profile] = {name: Choice(node.op_type, FP32, reason) for name, node in nodes.items()}
+            combined[profile] = Ratio(1.0, 1.0)
     cost = combined["invariant"].score / combined["throughput"].score
     default: Profile = "invariant" if cost <= INVARIANT_MAY_COST else "throughput"
     reason = f"measured: invariant takes {cost:.2f} times as long as throughput, up to {INVARIANT_MAY_COST} is accepted"
@@ -111,8 +117,8 @@ def _group(node: ir.Node) -> Group:
     return (node.op_type, *map(str, shapes))
 
 
-def _methods(group: Group, requested: Sequence[str]) -> list[Method]:
-    found = [method for method in METHODS if method.operator == group[0]]
+def _methods(operator: str, requested: Sequence[str]) -> list[Method]:
+    found = [method for method in METHODS if method.operator == operator]
     return [method for method in found if not method.on_request or method.name in requested]
 
 
@@ -162,6 +168,6 @@ def _ratios(
 
 def calibration_feeds(requests: Split, items: int = 512, batch: int = 16) -> list[Arrays]:
     """Items spread evenly over a split, in batches."""
-    step = max(len(requests) // items, 1)
+    step = max(math.ceil(len(requests) / items), 1)
     chosen = requests.take(slice(None, None, step))
     return [chosen.rows(start, start + batch) for start in range(0, len(chosen), batch)]

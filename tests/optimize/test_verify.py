@@ -77,3 +77,22 @@ def test_loss_is_relative_and_positive_when_worse() -> None:
     assert (loss, low, high) == pytest.approx((0.5, 0.5, 0.5))
     upwards = Metric("up", True, MAE.statistics, MAE.value)
     assert verify.relative_loss(upwards, worse, better, SPLIT.groups)[0] == pytest.approx(-0.5)
+
+
+def test_nan_in_any_output_is_seen() -> None:
+    fine = np.ones(3)
+    broken: Arrays = {"a": fine, "b": np.array([1.0, np.nan, 1.0])}
+    reference: Arrays = {"a": fine, "b": fine}
+    for distance in (verify.max_abs, verify.rms):
+        assert np.isnan(distance(broken, reference))
+        assert np.isnan(verify.relative(distance, broken, {"a": fine, "b": np.arange(3.0)}))
+
+
+def test_each_output_is_measured_against_its_own_spread() -> None:
+    small, large = np.array([0.0, 1.0]), np.array([0.0, 1000.0])
+    assert verify.relative(verify.max_abs, {"s": small, "l": large + 5}, {"s": small, "l": large}) == pytest.approx(
+        0.01
+    )
+    constant: Arrays = {"c": np.ones(4)}
+    assert verify.relative(verify.max_abs, constant, constant) == 0
+    assert verify.relative(verify.max_abs, {"c": np.zeros(4)}, constant) == np.inf

@@ -10,8 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
+
+from optimize import fuse
+from optimize.quantize import __main__ as command
+from optimize.verify import GateError
 
 
 class Tagger(nn.Module):
@@ -75,6 +79,38 @@ def fixed_batch(path: Path) -> Path:
     return path
 
 
+def scorer(path: Path, opset: int = 17, weights: bool = True, reduced: bool = False) -> Path:
+    """(batch, 4) to (batch, 4), or to (4,)."""
+    product = helper.make_node("MatMul", ["x", "w"], ["h"]) if weights else helper.make_node("Relu", ["x"], ["h"])
+    last = helper.make_node("ReduceMax", ["h"], ["y"], axes=[0], keepdims=0) if reduced else None
+    graph = helper.make_graph(
+        [product, last or helper.make_node("Identity", ["h"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4] if reduced else ["batch", 4])],
+        [onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")] if weights else [],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def test_a_fusion_that_changes_the_answer_is_found(
+    tagger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof is held against the model that was given, not against what was made of it."""
+
+    def wrong(model: ModelProto) -> tuple[ModelProto, dict[str, int]]:
+        changed = ModelProto.FromString(model.SerializeToString())
+        bias = next(tensor for tensor in changed.graph.initializer if list(tensor.dims) == [32])
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+        return changed, {}
+
+    monkeypatch.setattr(fuse, "fuse", wrong)
+    with pytest.raises(GateError, match="largest error by fusing alone"):
+        command.main([str(tagger), str(tmp_path / "out.onnx"), "--rounds", "10"])
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_mistakes_are_one_message_and_write_nothing(tagger: Path, tmp_path: Path) -> None:
     out, data = tmp_path / "out.onnx", tmp_path / "data.npz"
     np.savez(data, words=np.zeros((32, 4), np.int64))
@@ -90,6 +126,11 @@ def test_mistakes_are_one_message_and_write_nothing(tagger: Path, tmp_path: Path
         "at least 16": (tagger, out, "--calibration", few),
         "written? with numpy.savez|write it with numpy.savez": (tagger, out, "--calibration", garbage),
         "expected AXIS=N": (tagger, out, "--size", "time"),
+        "no such method; on request": (tagger, out, "--also", "nbits3"),
+        "cannot be written": (tagger, tmp_path / "no" / "folder" / "out.onnx"),
+        "opset 12; export": (scorer(tmp_path / "old.onnx", opset=12), out),
+        "no operator with weights": (scorer(tmp_path / "bare.onnx", weights=False), out),
+        r"output 'y' is \[4\]": (scorer(tmp_path / "summed.onnx", reduced=True), out),
     }
     for message, arguments in cases.items():
         done = run(*arguments)

@@ -72,10 +72,18 @@ def test_measured_losses_are_kept_and_found_again(tmp_path: Path) -> None:
     )
     journal = tmp_path / "sensitivity.json"
     choices: Choices = {name: Choice("MatMul", "static", "") for name in ("first", "second")}
-    first = sensitivity.metric_loss(model, metric, split, journal)(choices)
+    calibration = [split.inputs]
+    first = sensitivity.metric_loss(model, metric, split, calibration, journal)(choices)
     assert first != 0
     kept = json.loads(journal.read_text())
     assert len(kept) == 2  # fp32 and this
     key = next(key for key in kept if "first" in key)
     journal.write_text(json.dumps(kept | {key: 2 * next(value for name, value in kept.items() if name != key)}))
-    assert sensitivity.metric_loss(model, metric, split, journal)(choices) == pytest.approx(1.0)  # read, not run
+    again = sensitivity.metric_loss(model, metric, split, calibration, journal)
+    assert again(choices) == pytest.approx(1.0)  # read, not run
+    others = split.take(slice(None, None, -1))
+    assert sensitivity.metric_loss(model, metric, others, calibration, journal)(choices) != pytest.approx(1.0)
+    assert sensitivity.metric_loss(model, metric, split, [others.inputs], journal)(choices) != pytest.approx(1.0)
+    journal.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        sensitivity.metric_loss(model, metric, split, calibration, journal)
