@@ -69,7 +69,7 @@ def add_arguments(parser: Any) -> None:
     add("--deadline", type=_positive, default=5.0, metavar="SECONDS", help="of a request, %(default)s")
     in_flight = "requests of one user under way at once, %(default)s; arrivals beyond are dropped and count as failed"
     add("--max-in-flight", type=_count, default=128, metavar="N", help=in_flight)
-    add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="%(default)s")
+    add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="not --host; %(default)s")
     add("--http-address", default=DEFAULT_ADDRESS["http"], metavar="HOST:PORT", help="%(default)s")
     add("--summary-json", type=_new_file, default=None, metavar="FILE", help="write the summary there")
     thresholds.add_arguments(parser)

@@ -73,7 +73,7 @@ def print_summary(report: Report, artifacts: Path) -> None:
     for label, ratio in report.comparisons.items():
         console.print(f"{ratio:6.2f}x {label}")
     if report.published:
-        console.print(f"published {report.published.stage} as {report.published.path}")
+        console.print(f"live: {report.published.stage} as {report.published.path}")
     console.print(f"report: {artifacts / report.model / report.variant / 'report.html'}")
 
 

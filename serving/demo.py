@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -26,9 +27,11 @@ The report: {report}
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     csv = find(electricity.FILE)
     if csv is None:
         csv = Path("artifacts/demo/demand.csv")
+        print("no data under $DATA_DIR or ./data: what follows is the synthetic stand-in, its actual values too")
         csv.parent.mkdir(parents=True, exist_ok=True)
         electricity.synthetic().to_csv(csv, index_label="time_utc", date_format="%Y-%m-%dT%H:%M:%SZ")
     at = (electricity.read_csv(csv).index[-1] - pd.Timedelta(hours=23)).isoformat()

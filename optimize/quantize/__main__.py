@@ -240,7 +240,7 @@ def print_proof(proof: Proof, before: ModelProto, choices: Choices, console: Con
     table = Table("", "fp32", "int8", "ratio", title=environment(threads=1)["cpu"] + ", one thread")
     a, b = proof.fp32.latency_ms, proof.int8.latency_ms
     for label, ours, theirs in (("p50 ms", b.p50, a.p50), ("p95 ms", b.p95, a.p95), ("p99 ms", b.p99, a.p99)):
-        table.add_row(f"{label}, batch 1", f"{theirs:.3f}", f"{ours:.3f}", f"{theirs / ours:.2f}x faster")
+        table.add_row(f"{label}, batch 1", f"{theirs:.3f}", f"{ours:.3f}", f"{theirs / ours:.2f}x as fast")
     fast, slow = proof.int8.throughput_per_s, proof.fp32.throughput_per_s
     table.add_row(f"items/s, batch {proof.int8.batch}", f"{slow:.0f}", f"{fast:.0f}", f"{fast / slow:.2f}x")
     large, small = proof.sizes
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", nargs="+", default=[], metavar="AXIS=N", help="of dynamic axes, for random requests")
     parser.add_argument("--also", nargs="+", default=[], metavar="METHOD", help="such as nbits4, int8_table")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="follow it, or keep the measured one there")
-    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="timed calls of each trial (default: 100)")
+    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="timed calls of each trial, 10 or more (100)")
     parser.add_argument("--max-error", type=float, default=0.05, metavar="SHARE", help="rms, of the spread (0.05)")
     options = parser.parse_args(arguments)
     if options.rounds < 10:

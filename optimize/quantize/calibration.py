@@ -48,7 +48,7 @@ def observe(model: ModelProto, names: list[str], feeds: Iterable[Arrays]) -> Ran
 
 def _showing(model: ModelProto, names: list[str]) -> ModelProto:
     """A copy with those values as further outputs."""
-    copy = ModelProto.FromString(model.SerializeToString())
+    copy: ModelProto = ModelProto.FromString(model.SerializeToString())
     shown = {value.name for value in copy.graph.output}
     copy.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in shown
