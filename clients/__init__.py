@@ -5,6 +5,9 @@
     with clients.connect("127.0.0.1:8001", protocol="grpc") as client:
         answer = client.infer("load_forecast", {"history": history, "calendar": calendar}, deadline_s=0.5)
 
+        with client.stream("speech") as session:  # a model with state: one session for one stream
+            answer = session.send({"pcm": chunk, "lengths": lengths})
+
 ``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE``.
 """
 
@@ -21,11 +24,14 @@ from clients.errors import (
     ModelNotReady,
     ServerError,
     ServerUnavailable,
+    SessionLost,
 )
+from clients.session import AsyncSession, Session
 from clients.signature import Signature, Tensor
 
 __all__ = [
     "Answer",
+    "AsyncSession",
     "Client",
     "ClientError",
     "ConnectionLost",
@@ -37,6 +43,8 @@ __all__ = [
     "ProtocolName",
     "ServerError",
     "ServerUnavailable",
+    "Session",
+    "SessionLost",
     "Signature",
     "Tensor",
     "aio",

@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
-from clients.calls import Answer, AsyncTransport
+from clients.calls import Answer, AsyncStreamTransport, AsyncTransport, check_deadlines
 from clients.client import (
     CONNECT_DEADLINE_S,
     REQUEST_DEADLINE_S,
     Countdown,
     ProtocolName,
-    check_deadlines,
     checked_address,
 )
 from clients.conversation import Conversation, Conversations, ModelVersion
 from clients.errors import ClientError
+from clients.session import AsyncSession, needs_grpc
 from clients.signature import Array, Signature
 
 T = TypeVar("T")
@@ -43,6 +43,19 @@ class AsyncClient:
     ) -> Answer:
         """See ``Client.infer``."""
         return await self._run(self._conversations.infer(model, inputs, version), deadline_s)
+
+    def stream(self, model: str, *, version: str = "", deadline_s: float | None = None) -> AsyncSession:
+        """See ``Client.stream``: ``async with client.stream("speech") as session``."""
+        deadline_s = self._request_deadline_s if deadline_s is None else deadline_s
+        check_deadlines(deadline_s)
+        if not isinstance(self._transport, AsyncStreamTransport):
+            raise needs_grpc(self.address)
+        return AsyncSession(
+            self.address,
+            lambda: self._run(self._conversations.described(model, version), deadline_s),
+            self._transport,
+            deadline_s,
+        )
 
     async def ready(self, model: str = "", *, version: str = "", deadline_s: float | None = None) -> bool:
         """See ``Client.ready``."""

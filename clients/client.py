@@ -4,6 +4,9 @@ with clients.connect("127.0.0.1:8001") as client:
     answer = client.infer("load_forecast", {"history": history, "calendar": calendar}, deadline_s=0.5)
     answer["forecast"]  # (batch, 24) float32
     answer.version      # "3"
+
+    with client.stream("speech") as session:  # a model that remembers its past: see clients.session
+        answer = session.send({"pcm": chunk, "lengths": lengths})
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-from clients.calls import Answer, Transport
+from clients.calls import Answer, StreamTransport, Transport, check_deadlines
 from clients.conversation import Conversation, Conversations, ModelVersion
 from clients.errors import ClientError, DeadlineExceeded
+from clients.session import Session, needs_grpc
 from clients.signature import Array, Signature
 
 ProtocolName = Literal["grpc", "http"]
@@ -47,6 +51,24 @@ class Client:
         infinite values are refused. Raises any of ``clients.errors``.
         """
         return self._run(self._conversations.infer(model, inputs, version), deadline_s)
+
+    def stream(self, model: str, *, version: str = "", deadline_s: float | None = None) -> Session:
+        """A session with a model that keeps state between requests, for use in ``with``. Needs gRPC.
+
+        Entering asks the server for the model as it is now, and holds to that version. deadline_s: for that, and for
+        each chunk that names no deadline of its own. Raises any of ``clients.errors``, InvalidRequest where the model
+        keeps no state.
+        """
+        deadline_s = self._request_deadline_s if deadline_s is None else deadline_s
+        check_deadlines(deadline_s)
+        if not isinstance(self._transport, StreamTransport):
+            raise needs_grpc(self.address)
+        return Session(
+            self.address,
+            lambda: self._run(self._conversations.described(model, version), deadline_s),
+            self._transport,
+            deadline_s,
+        )
 
     def ready(self, model: str = "", *, version: str = "", deadline_s: float | None = None) -> bool:
         """Whether the server serves the model, or, without a name, every model that it was told to."""
@@ -129,13 +151,6 @@ def checked_address(address: str, protocol: ProtocolName) -> str:
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ClientError(f"address '{address}': expected HOST:PORT, such as {DEFAULT_ADDRESS[protocol]}")
     return address
-
-
-def check_deadlines(*deadlines_s: float) -> None:
-    """Raises ClientError for one that no request could meet."""
-    for deadline_s in deadlines_s:
-        if not deadline_s > 0:
-            raise ClientError(f"a deadline of {deadline_s:g} s: expected more than 0")
 
 
 class Countdown:

@@ -66,6 +66,10 @@ class Conversations:
         """The server's description of a model, asked for once."""
         return self._signatures.get((model, version)) or (yield from self._describe(model, version))
 
+    def described(self, model: str, version: str) -> Conversation[Signature]:
+        """The server's description of a model as it is now, for a session that will hold to its version."""
+        return (yield from self._describe(model, version))
+
     def infer(self, model: str, inputs: Mapping[str, Array], version: str) -> Conversation[Answer]:
         known = (model, version) in self._signatures
         signature = yield from self.signature(model, version)

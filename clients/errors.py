@@ -6,11 +6,12 @@
     ├── ModelNotReady       it knows the model but has not loaded it, or is shutting down
     ├── ServerUnavailable   nobody answers at the address, or the server takes no more work; the request did not run
     ├── ConnectionLost      the server went away in the middle; the request may have run or not
+    ├── SessionLost         the state that a session's chunks built up is gone; the session cannot go on
     ├── DeadlineExceeded    no answer in time; the request may still be running
     └── ServerError         the server failed, or answered something other than it promised
 
 The first four say that the model did not run, so asking again is safe; after the others it is safe only for a model
-without state. The client itself never sends a request twice.
+without state. The client itself never sends a request twice. What each means to a session: see ``clients.session``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ class ServerUnavailable(ClientError, ConnectionError):
 
 class ConnectionLost(ClientError, ConnectionError):
     """The connection broke after the request was sent. It may have run or not."""
+
+
+class SessionLost(ClientError, ConnectionError):
+    """The stream broke, or the server no longer knows it: a new session starts from nothing.
+
+    answered: how many chunks were answered before, in order and without a gap; those answers stand.
+    """
+
+    def __init__(self, message: str, answered: int = 0) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class DeadlineExceeded(ClientError, TimeoutError):

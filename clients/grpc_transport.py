@@ -1,27 +1,25 @@
 """Calls over gRPC, on tritonclient's sync and asyncio clients.
 
-One channel carries any number of requests at once; the sync transport may be shared between threads.
+One channel carries any number of requests at once; the sync transport may be shared between threads. The streams of
+sessions share a second channel, made for the first of them: tritonclient allows one stream a client.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import tritonclient.grpc as triton
 from google.protobuf.json_format import MessageToJson
 from tritonclient.utils import InferenceServerException
 
 from clients.calls import Call, Config, Infer, Statistics
-from clients.errors import (
-    ClientError,
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    ServerError,
-    ServerUnavailable,
-)
-from clients.transport import answer, invocation, late, lost, refused, unreachable
+from clients.errors import ClientError
+from clients.grpc_failures import failure
+from clients.grpc_stream import AsyncGrpcStream, GrpcStream
+from clients.transport import answer, invocation
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -32,36 +30,43 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
 
-_KINDS: dict[str, type[ClientError]] = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "NOT_FOUND": ModelNotFound,
-    "DEADLINE_EXCEEDED": DeadlineExceeded,
-    "UNAVAILABLE": ServerUnavailable,
-}
-
-# gRPC has one status, UNAVAILABLE, for three things; only its words tell them apart.
-_NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed", "name resolution")
-_BROKEN = ("Socket closed", "Stream removed", "reset by peer", "Broken pipe", "GOAWAY", "End of TCP stream")
-
 
 class GrpcTransport:
     """Sync, over one channel."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+        self._client: Any = triton.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+        self._streams: grpc.Channel | None = None
+        self._opening = threading.Lock()
 
     def send(self, call: Call, deadline_s: float) -> Any:
+        self._check_open()
         method, arguments = invocation(call, triton.InferInput)
         try:
             result = getattr(self._client, method)(**arguments, client_timeout=deadline_s)
         except InferenceServerException as error:
-            raise _failure(error, call, self.address, deadline_s) from None
+            raise failure(error, call, self.address, deadline_s) from None
         return _reply(result, call, self.address)
 
+    def stream(self) -> GrpcStream:
+        self._check_open()
+        with self._opening:
+            if self._streams is None:
+                self._streams = grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        return GrpcStream(self._streams, self.address)
+
     def close(self) -> None:
-        self._client.close()
-        del self._client  # whose end closes the channel once more: at the interpreter's exit that can wait for ever
+        if self._streams is not None:
+            self._streams.close()
+        client, self._client = self._client, None
+        if client:
+            client.close()
+            del client  # whose end closes the channel once more: at the interpreter's exit that can wait for ever
+
+    def _check_open(self) -> None:
+        if self._client is None:
+            raise ClientError("this client is closed; connect again")
 
 
 class AsyncGrpcTransport:
@@ -72,16 +77,24 @@ class AsyncGrpcTransport:
 
         self.address = address
         self._client = triton_aio.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+        self._streams: grpc.aio.Channel | None = None
 
     async def send(self, call: Call, deadline_s: float) -> Any:
         method, arguments = invocation(call, triton.InferInput)
         try:
             result = await getattr(self._client, method)(**arguments, client_timeout=deadline_s)
         except InferenceServerException as error:
-            raise _failure(error, call, self.address, deadline_s) from None
+            raise failure(error, call, self.address, deadline_s) from None
         return _reply(result, call, self.address)
 
+    def stream(self) -> AsyncGrpcStream:
+        if self._streams is None:
+            self._streams = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        return AsyncGrpcStream(self._streams, self.address)
+
     async def close(self) -> None:
+        if self._streams is not None:
+            await self._streams.close()
         await self._client.close()
 
 
@@ -99,18 +112,3 @@ def _reply(result: Any, call: Call, address: str) -> Any:
         case Statistics():
             return message.get("model_stats", [])
     return message
-
-
-def _failure(error: InferenceServerException, call: Call, address: str, deadline_s: float) -> ClientError:
-    status, said = str(error.status()).removeprefix("StatusCode."), error.message() or "no reason given"
-    kind = _KINDS.get(status, ServerError)
-    if kind is DeadlineExceeded:
-        return late(call, address, deadline_s)
-    if kind is ServerUnavailable and any(phrase in said for phrase in _NEVER_CONNECTED):
-        why = said.rpartition(": ")[2]
-        if "Socket closed" in why:
-            why = "the connection was closed at once; is this the gRPC port, 8001 unless told otherwise?"
-        return unreachable(address, why)
-    if kind is ServerUnavailable and any(phrase in said for phrase in _BROKEN):
-        return lost(call, address, said)
-    return refused(call, address, kind, said)

@@ -20,6 +20,7 @@ from clients.errors import InvalidRequest, ServerError
 Array = NDArray[Any]
 
 ANY_SIZE = -1
+TRITON_IDLE_LIMIT_US = 1_000_000  # of a sequence model that names none
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("bool"),
@@ -46,13 +47,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """One version of one model. max_batch: the most rows of a request; 0 means that there is no batch axis."""
+    """One version of one model. max_batch: the most rows of a request; 0 means that there is no batch axis.
+
+    idle_limit_s: how long a stream's state outlives its last request; None: the model keeps no state between requests.
+    State tensors are the server's own business: it lists them neither as inputs nor as outputs.
+    """
 
     model: str
     version: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch: int
+    idle_limit_s: float | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], config: Mapping[str, Any], version: str = "") -> Signature:
@@ -79,6 +85,7 @@ class Signature:
             inputs=tensors(metadata.get("inputs", [])),
             outputs=tensors(metadata.get("outputs", [])),
             max_batch=int(config.get("max_batch_size", 0)),
+            idle_limit_s=_idle_limit_s(config),
         )
 
     def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -160,6 +167,13 @@ class Signature:
             sizes[0] = "batch"
         dtype = DTYPES.get(tensor.datatype)
         return f"{dtype or tensor.datatype} ({', '.join(sizes)})"
+
+
+def _idle_limit_s(config: Mapping[str, Any]) -> float | None:
+    batching = config.get("sequence_batching")
+    if batching is None:
+        return None
+    return (int(batching.get("max_sequence_idle_microseconds", 0)) or TRITON_IDLE_LIMIT_US) / 1e6
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:

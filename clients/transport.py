@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clients.calls import Answer, Call, Config, Infer, Live, Metadata, Ready, Statistics, subject
+from clients.calls import Answer, Call, Chunk, Config, Infer, Live, Metadata, Ready, Statistics, subject
 from clients.errors import (
     ClientError,
     ConnectionLost,
@@ -62,7 +62,7 @@ def answer(model: str, version: str, result: Any, names: list[str], address: str
     return Answer(outputs, model, version)
 
 
-def refused(call: Call, address: str, kind: type[ClientError], said: str) -> ClientError:
+def refused(call: Call | Chunk, address: str, kind: type[ClientError], said: str) -> ClientError:
     """The server itself declined or failed; its words are kept."""
     said = one_line(said).removeprefix("[request id: <id_unknown>] ")
     if kind is ModelNotFound and any(phrase in said for phrase in _NOT_READY):
@@ -84,7 +84,7 @@ def unreachable(address: str, why: str) -> ServerUnavailable:
     )
 
 
-def lost(call: Call, address: str, why: str) -> ConnectionLost:
+def lost(call: Call | Chunk, address: str, why: str) -> ConnectionLost:
     """The connection broke after the call was sent."""
     return ConnectionLost(
         f"the connection to {address} broke while {subject(call)} was answering ({one_line(why).rstrip('.')}); the "
@@ -92,7 +92,7 @@ def lost(call: Call, address: str, why: str) -> ConnectionLost:
     )
 
 
-def late(call: Call, address: str, deadline_s: float) -> DeadlineExceeded:
+def late(call: Call | Chunk, address: str, deadline_s: float) -> DeadlineExceeded:
     """No answer within the deadline."""
     return DeadlineExceeded(
         f"{subject(call)} at {address} did not answer within {deadline_s:.3g} s; allow more time or look at its load"

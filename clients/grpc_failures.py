@@ -1,0 +1,43 @@
+"""What a failed gRPC call means, from its status and, where one status has several meanings, its words."""
+
+from __future__ import annotations
+
+from tritonclient.utils import InferenceServerException
+
+from clients.calls import Call, Chunk
+from clients.errors import (
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerError,
+    ServerUnavailable,
+)
+from clients.transport import late, lost, refused, unreachable
+
+_KINDS: dict[str, type[ClientError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "NOT_FOUND": ModelNotFound,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNAVAILABLE": ServerUnavailable,
+}
+
+# gRPC has one status, UNAVAILABLE, for three things; only its words tell them apart.
+_NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed", "name resolution")
+_BROKEN = ("Socket closed", "Stream removed", "reset by peer", "Broken pipe", "GOAWAY", "End of TCP stream")
+
+
+def failure(error: InferenceServerException, call: Call | Chunk, address: str, deadline_s: float) -> ClientError:
+    """The error for a call that gRPC, or the server by a gRPC status, ended."""
+    status, said = str(error.status()).removeprefix("StatusCode."), error.message() or "no reason given"
+    kind = _KINDS.get(status, ServerError)
+    if kind is DeadlineExceeded:
+        return late(call, address, deadline_s)
+    if kind is ServerUnavailable and any(phrase in said for phrase in _NEVER_CONNECTED):
+        why = said.rpartition(": ")[2]
+        if "Socket closed" in why:
+            why = "the connection was closed at once; is this the gRPC port, 8001 unless told otherwise?"
+        return unreachable(address, why)
+    if kind is ServerUnavailable and any(phrase in said for phrase in _BROKEN):
+        return lost(call, address, said)
+    return refused(call, address, kind, said)
