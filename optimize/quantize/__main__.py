@@ -282,7 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", nargs="+", default=[], metavar="AXIS=N", help="of dynamic axes, for random requests")
     parser.add_argument("--also", nargs="+", default=[], metavar="METHOD", help="such as nbits4, int8_table")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="follow it, or keep the measured one there")
-    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="timed calls of each trial, 10 or more (100)")
+    parser.add_argument(
+        "--rounds", type=int, default=100, metavar="N", help="timed calls of a trial, at least 10 (100)"
+    )
     parser.add_argument("--max-error", type=float, default=0.05, metavar="SHARE", help="rms, of the spread (0.05)")
     options = parser.parse_args(arguments)
     if options.rounds < 10:

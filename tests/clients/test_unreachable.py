@@ -134,3 +134,11 @@ def test_a_server_killed_in_the_middle_of_a_request(tmp_path: Path) -> None:
     assert {kind: type(error) for kind, error in errors.items()} == dict.fromkeys(KINDS, clients.ConnectionLost)
     for error in errors.values():
         assert "broke while model 'slow' was answering" in str(error)
+
+
+def test_a_closed_client_says_so_and_may_be_closed_again(triton: Server) -> None:
+    with clients.connect(triton.grpc) as client:
+        client.close()
+        client.close()
+        with pytest.raises(clients.ClientError, match="this client is closed"):
+            client.models()

@@ -157,3 +157,12 @@ def test_bodies_are_fused_too() -> None:
     assert counts["activations fused"] == 1
     assert [node.op_type for node in all_nodes(fused) if node.op_type not in ("Loop", "Identity")] == ["QuickGelu"]
     assert_same_answers(model, fused, 1e-6)
+
+
+def test_an_older_opset_is_left_as_it_is() -> None:
+    """Softmax meant something else below 13."""
+    body = "y = Softmax(x)"
+    model = graph("(float[batch, 2, 4, 4] x) => (float[batch, 2, 4, 4] y)", body, 12)
+    fused, counts = fuse.fuse(model)
+    assert fused == model
+    assert not any(counts.values())

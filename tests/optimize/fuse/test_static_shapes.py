@@ -66,3 +66,8 @@ def test_two_axes_out_of_their_places_stay() -> None:
 def test_a_shape_that_comes_with_the_request_stays() -> None:
     signature = "(float[batch, time, 8] x, int64[3] shape) => (float[a, b, c] y)"
     assert static_shapes(graph(signature, "y = Reshape(x, shape)"))[1] == 0
+
+
+def test_a_size_that_is_an_answer_stays() -> None:
+    body = "s = Shape(x) n = Gather(s, i)"
+    assert_untouched(static_shapes, graph("(float[batch, time, 8] x) => (int64 n)", body, **CONSTANTS))

@@ -36,3 +36,9 @@ def test_each_part() -> None:
 )
 def test_what_stays(body: str) -> None:
     assert_untouched(unpack, with_axis_sizes(graph(SIGNATURE, body, **CONSTANTS)))
+
+
+@pytest.mark.parametrize("opset", [13, 18, 20])
+def test_every_operator_set(opset: int) -> None:
+    """Split had to be told the number of its parts from 18 on."""
+    assert_rewritten(unpack, with_axis_sizes(graph(SIGNATURE, OUTSIDE + PICK, opset, **CONSTANTS)), 3, AFTER, 0)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -95,3 +96,13 @@ def test_the_error_does_not_grow_with_the_sequence() -> None:
     arrays = feed(2000, 2)
     error = np.abs(PINNED.run(["y"], arrays)[0] - run(lstm(), arrays)["y"])
     assert error[-500:].mean() < 2 * error[:500].mean()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 0.001])
+def test_a_range_on_one_side_of_zero_is_used_in_full(scale: float) -> None:
+    arrays = feed(20, 8)
+    arrays["x"] = -np.float32(scale) * np.abs(arrays["x"])
+    for name in "hc":
+        arrays[name][:] = 0
+    exact, found = run(lstm(), arrays)["y"], run(made(lstm(), "pinned", arrays), arrays)["y"]
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.03 * exact.std()

@@ -1,12 +1,14 @@
 """A plan is what the measurements say: the best method that pays, of those that the profile allows."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import ModelProto
 
 from optimize import fuse, onnx_export, recipes
 from optimize.data.dataset import Split
+from optimize.errors import UserError
 from optimize.quantize import METHODS, operators
 from optimize.quantize.tune import Ratio, choose, tune
 
@@ -59,3 +61,26 @@ def test_refusals_are_the_reason_when_nothing_could_be_tried() -> None:
     kept = choose("Conv", {"static": None}, {"static": "it is depthwise"})
     assert (kept.method, kept.reason) == ("fp32", "it is depthwise")
     assert "no method for RNN" in choose("RNN", {}, {}).reason
+
+
+def test_too_few_requests_are_one_message(fp32: ModelProto, requests: Split) -> None:
+    with pytest.raises(UserError, match="at least 16 requests, 5 were given"):
+        tune(fp32, requests.take(slice(0, 5)))
+
+
+def test_one_that_is_refused_keeps_no_other_from_it() -> None:
+    """Two pointwise convolutions and one with a stride, of equal shape."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"], "plain", kernel_shape=[1]),
+        onnx.helper.make_node("Conv", ["a", "w"], ["b"], "also", kernel_shape=[1]),
+        onnx.helper.make_node("Conv", ["b", "w"], ["y"], "strided", kernel_shape=[1], strides=[2]),
+    ]
+    values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", 16, None]) for n in "xy"]
+    weights = np.random.default_rng(0).normal(size=(16, 16, 1)).astype(np.float32)
+    made = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weights, "w")])
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    x = np.random.default_rng(1).normal(size=(16, 16, 8)).astype(np.float32)
+    choices = tune(model, Split({"x": x}, {}, np.arange(16)), rounds=5).choices["invariant"]
+    assert "stride" in choices["strided"].reason
+    assert "measured" in choices["plain"].reason
+    assert "measured" in choices["also"].reason
