@@ -315,6 +315,10 @@ def run(recipe: Recipe, variant: str | None, options: Options, progress: Progres
     Raises UserError for bad input, and GateError after the report is written when a gate fails.
     """
     name, chosen = recipe.variant(variant)
+    if chosen.spec.states:
+        raise UserError(
+            f"'{chosen.spec.name}' is a streaming model: it can be trained, but this command publishes stateless models"
+        )
     progress = progress or Progress(disable=True)
     work = Work(recipe, name, chosen, options, progress)
     _require_writable(work.folder)
