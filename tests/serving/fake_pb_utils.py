@@ -20,7 +20,9 @@ class Tensor:
 
 class TritonError:
     INTERNAL: ClassVar[int] = 1
+    NOT_FOUND: ClassVar[int] = 2
     INVALID_ARG: ClassVar[int] = 3
+    UNAVAILABLE: ClassVar[int] = 4
 
     def __init__(self, message: str, code: int) -> None:
         self.message, self.code = message, code
@@ -41,6 +43,15 @@ class InferenceResponse:
 class InferenceRequest:
     arrays: dict[str, Any]
     wanted: list[str] = field(default_factory=list)
+    stream: int | str = 0
+    starts: bool = False
+    ends: bool = False
+
+    def correlation_id(self) -> int | str:
+        return self.stream
+
+    def flags(self) -> int:
+        return 1 * self.starts + 2 * self.ends
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self.arrays.items()]

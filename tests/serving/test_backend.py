@@ -13,7 +13,6 @@ import onnxruntime
 import pytest
 from google.protobuf import json_format
 
-from optimize.triton_config import to_config
 from tests import tiny_models
 from tests.serving.fake_pb_utils import InferenceRequest, InferenceResponse, Logger, TritonError
 from tests.tiny_models import TinyModel
@@ -22,7 +21,7 @@ from tests.tiny_models import TinyModel
 def loaded(backend: ModuleType, tmp_path: Path, model: TinyModel, kind: str = "CPU") -> Any:
     """An instance of ``model``, initialised as Triton does it, that records the rows of each of its runs."""
     folder = model.write(tmp_path)
-    config = json_format.MessageToDict(to_config(model.spec, model.serving), preserving_proto_field_name=True)
+    config = json_format.MessageToDict(model.config, preserving_proto_field_name=True)
     instance = backend.TritonPythonModel()
     instance.initialize(
         {

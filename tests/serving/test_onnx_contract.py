@@ -12,15 +12,12 @@ import pytest
 from google.protobuf import json_format
 from onnx_contract import Contract, ContractError, Tensor, check
 
-from optimize.triton_config import to_config
 from tests import tiny_models
 from tests.tiny_models import TinyModel
 
 
 def config_of(model: TinyModel) -> dict[str, Any]:
-    config: dict[str, Any] = json_format.MessageToDict(
-        to_config(model.spec, model.serving), preserving_proto_field_name=True
-    )
+    config: dict[str, Any] = json_format.MessageToDict(model.config, preserving_proto_field_name=True)
     return config
 
 
@@ -107,7 +104,7 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_set("input", 0, "optional", True), "input 'x': 'optional' is not supported"),
         (_set("input", 0, "allow_ragged_batch", True), "input 'x': 'allow_ragged_batch' is not supported"),
         (_set("model_transaction_policy", {"decoupled": True}), "an ONNX model cannot be decoupled"),
-        (_set("sequence_batching", {"oldest": {}}), "'sequence_batching' is not supported by this backend"),
+        (_set("ensemble_scheduling", {"step": [{}]}), "'ensemble_scheduling' is not supported by this backend"),
     ],
 )
 def test_disagreement_is_rejected(edit: Callable[[dict[str, Any]], None], message: str) -> None:

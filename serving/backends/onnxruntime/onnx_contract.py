@@ -28,8 +28,14 @@ _TYPES: dict[str, tuple[str, type[np.generic]]] = {  # config.pbtxt -> (ONNX Run
 }
 
 # Settings that change what a request means. Serving the model as if they were absent would answer wrongly.
-_UNSUPPORTED = ("sequence_batching", "ensemble_scheduling", "batch_input", "batch_output")
+_UNSUPPORTED = ("ensemble_scheduling", "batch_input", "batch_output")
 _UNSUPPORTED_OF_TENSORS = ("allow_ragged_batch", "is_shape_tensor", "is_non_linear_format_io", "optional")
+
+_CONTROL_TYPES = {
+    "int32_false_true": "TYPE_INT32",
+    "fp32_false_true": "TYPE_FP32",
+    "bool_false_true": "TYPE_BOOL",
+}
 
 
 class ContractError(ValueError):
@@ -68,7 +74,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Contract:
-    """The tensors of a model, in the configuration's order, and how many rows one run may have (0: no batch axis)."""
+    """The tensors of a model, in the configuration's order, and how many rows one run may have (0: no batch axis).
+
+    inputs: what a request brings, the control inputs that Triton adds included; not the states.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -87,15 +96,17 @@ def check(
     max_batch = int(config["max_batch_size"])
     inputs = {tensor.name: tensor for tensor in graph_inputs}
     outputs = {tensor.name: tensor for tensor in graph_outputs}
-    configured = config["input"]
-    if len(configured) != len(inputs):
+    configured = [*config["input"], *_control_inputs(config)]
+    names = [entry["name"] for entry in configured]
+    names += [state["input_name"] for state in config.get("sequence_batching", {}).get("state", [])]
+    if len(names) != len(inputs):
         raise ContractError(
-            f"configuration expects {len(configured)} inputs "
-            f"({_names(entry['name'] for entry in configured)}), model provides {len(inputs)} ({_names(inputs)})"
+            f"configuration expects {len(names)} inputs "
+            f"({_names(names)}), model provides {len(inputs)} ({_names(inputs)})"
         )
     return Contract(
-        tuple(_match(entry, inputs, max_batch, "input") for entry in configured),
-        tuple(_match(entry, outputs, max_batch, "output") for entry in config["output"]),
+        tuple(match(entry, inputs, max_batch, "input") for entry in configured),
+        tuple(match(entry, outputs, max_batch, "output") for entry in config["output"]),
         max_batch,
     )
 
@@ -113,7 +124,22 @@ def _check_supported(config: dict[str, Any]) -> None:
                     raise ContractError(f"{kind} '{entry['name']}': '{setting}' is not supported by this backend")
 
 
-def _match(entry: dict[str, Any], graph: dict[str, GraphTensor], max_batch: int, kind: str) -> Tensor:
+def _control_inputs(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What Triton tells the graph of a sequence, START and the like, as entries of one value each."""
+    entries = []
+    for entry in config.get("sequence_batching", {}).get("control_input", []):
+        for control in entry["control"]:
+            typed = [dtype for values, dtype in _CONTROL_TYPES.items() if control.get(values)]
+            dtype = typed[0] if typed else control["data_type"]
+            entries.append({"name": entry["name"], "data_type": dtype, "dims": [1]})
+    return entries
+
+
+def match(entry: dict[str, Any], graph: dict[str, GraphTensor], max_batch: int, kind: str) -> Tensor:
+    """The tensor that ``entry`` of a configuration declares; raises ContractError if ``graph`` has no such one.
+
+    kind: what the message calls it; an "output" must be declared exactly as it is.
+    """
     name, dtype = entry["name"], entry["data_type"]
     if name not in graph:
         raise ContractError(f"unexpected {kind} '{name}' in the configuration; the model has {_names(graph)}")
@@ -135,7 +161,7 @@ def _match(entry: dict[str, Any], graph: dict[str, GraphTensor], max_batch: int,
     wanted = (-1, *shape) if max_batch > 0 else shape
     if not model_shape:  # a scalar; Triton has no way to write that other than [1]
         agree = all(size == 1 for size in wanted)
-    elif kind == "input":
+    elif kind != "output":
         agree = len(wanted) == len(model_shape) and all(
             have in (-1, want) for have, want in zip(model_shape, wanted, strict=True)
         )
