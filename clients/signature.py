@@ -107,13 +107,14 @@ class Signature:
     def check_answer(self, outputs: Mapping[str, Array], rows: int | None) -> None:
         """Raise ServerError unless every promised output is there with its dtype and shape, for ``rows`` rows."""
         for tensor in self.outputs:
-            promised = f"model '{self.model}' version {self.version} promises the output {self._describe(tensor)}"
             if tensor.name not in outputs:
-                raise ServerError(f"{promised}, but the answer has only {', '.join(outputs) or 'no tensors'}")
+                raise ServerError(
+                    f"{self._promise(tensor)}, but the answer has only {', '.join(outputs) or 'no tensors'}"
+                )
             array = outputs[tensor.name]
             shape = (rows, *tensor.shape[1:]) if self.max_batch and rows is not None else tensor.shape
             if array.dtype != DTYPES.get(tensor.datatype) or not _fits(array.shape, shape):
-                raise ServerError(f"{promised}, but the answer is {array.dtype} {array.shape}")
+                raise ServerError(f"{self._promise(tensor)}, but the answer is {_kind_of(array)}")
 
     def rows(self, inputs: Mapping[str, Array]) -> int | None:
         """How many rows a checked request has; None where the model has no batch axis."""
@@ -125,21 +126,19 @@ class Signature:
         expected = DTYPES.get(tensor.datatype)
         if expected is None:
             raise InvalidRequest(f"{self._describe(tensor)}: numpy has no such datatype; this client cannot send it")
-        came = f"{array.dtype} {array.shape}"
         if array.dtype != expected:
-            raise InvalidRequest(self._mismatch(tensor, came) + f"; convert with .astype('{expected}')")
+            raise InvalidRequest(self._mismatch(tensor, _kind_of(array)) + f"; convert with .astype('{expected}')")
         if not _fits(array.shape, tensor.shape):
             lacks_batch = self.max_batch and _fits(array.shape, tensor.shape[1:])
             hint = "; add the batch axis with array[None]" if lacks_batch else ""
-            raise InvalidRequest(self._mismatch(tensor, came) + hint)
-        if expected.kind == "f":
+            raise InvalidRequest(self._mismatch(tensor, _kind_of(array)) + hint)
+        if expected.kind == "f" and not np.isfinite(array).all():
             wrong = ~np.isfinite(array)
-            if wrong.any():
-                place = tuple(int(index) for index in np.argwhere(wrong)[0])
-                raise InvalidRequest(
-                    f"input '{tensor.name}' of model '{self.model}': {int(wrong.sum())} of {array.size} values are NaN "
-                    f"or infinite, the first at {place}; fill or drop them"
-                )
+            place = tuple(int(index) for index in np.argwhere(wrong)[0])
+            raise InvalidRequest(
+                f"input '{tensor.name}' of model '{self.model}': {int(wrong.sum())} of {array.size} values are NaN "
+                f"or infinite, the first at {place}; fill or drop them"
+            )
 
     def _check_batch(self, inputs: Mapping[str, Array]) -> None:
         if not self.max_batch:
@@ -154,6 +153,9 @@ class Signature:
                     f"model '{self.model}' takes 1 to {self.max_batch} rows a request, but '{name}' has {count}; "
                     "split the request"
                 )
+
+    def _promise(self, tensor: Tensor) -> str:
+        return f"model '{self.model}' version {self.version} promises the output {self._describe(tensor)}"
 
     def _mismatch(self, tensor: Tensor, came: str) -> str:
         return f"input '{tensor.name}' of model '{self.model}': expected {self._kind(tensor)}, got {came}"
@@ -174,6 +176,10 @@ def _idle_limit_s(config: Mapping[str, Any]) -> float | None:
     if batching is None:
         return None
     return (int(batching.get("max_sequence_idle_microseconds", 0)) or TRITON_IDLE_LIMIT_US) / 1e6
+
+
+def _kind_of(array: Array) -> str:
+    return f"{array.dtype} {array.shape}"
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
