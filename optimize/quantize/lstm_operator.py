@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from optimize.quantize.lstm import CELL
 from optimize.quantize.method import Method, QuantizationError, Ranges
-from optimize.quantize.product import per_channel
+from optimize.quantize.product import per_channel, symmetric
 from optimize.quantize.recurrence import directions, optional, refusal, sequences, used
 from optimize.rewriting import CONTRIB, Replacement, constant, in_body
 
@@ -102,7 +102,7 @@ def _operator(
         count, _, size = array.shape
         padded = np.pad(array.reshape(count, GATES, hidden, size), ((0, 0), (0, 0), (0, pins), (0, pins)))
         transposed = padded.reshape(count, -1, size + pins).transpose(0, 2, 1)
-        quantized, scales = _per_direction(transposed) if coarse else per_channel(transposed)
+        quantized, scales = symmetric(transposed, axis=(1, 2)) if coarse else per_channel(transposed)
         zeros = np.zeros(scales.shape, np.int8)
         parts: dict[str, NDArray[Any]] = {"int8": quantized, "scale": scales, "zero": zeros}
         weights.append([new.constant(f"{method}_{what}_{part}", array) for part, array in parts.items()])
@@ -126,13 +126,6 @@ def _bias(node: ir.Node, hidden: int, pins: int) -> Array:
 
 def _hidden(node: ir.Node) -> int:
     return node.attributes["hidden_size"].as_int()
-
-
-def _per_direction(weights: Array) -> tuple[NDArray[np.int8], Array]:
-    """Symmetric int8 of (directions, inputs, outputs) with a scale for each direction."""
-    scales = np.abs(weights).max(axis=(1, 2)) / 127
-    scales = np.where(scales > 0, scales, 1).astype(np.float32)
-    return np.rint(weights / scales[:, None, None]).clip(-127, 127).astype(np.int8), scales
 
 
 def _methods(suffix: str, coarse: bool) -> list[Method]:

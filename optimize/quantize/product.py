@@ -54,15 +54,19 @@ class Product:
 Way = Callable[[Replacement, Product, Ranges], ir.Value]
 
 
-def per_channel(weights: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with a scale for each output channel: W[k, n] = q[k, n] s[n], q in [-127, 127].
+def symmetric(weights: NDArray[Any], axis: int | tuple[int, ...]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 with one scale for all weights along ``axis``: W = q s, q in [-127, 127].
 
-    weights: (..., inputs, outputs). Returns q of the same shape and s of (..., outputs); a channel of zeros gets s = 1.
+    Returns q of the same shape, and s without those axes; weights that are all zeros get s = 1.
     """
-    largest = np.abs(weights).max(axis=-2)
+    largest = np.abs(weights).max(axis=axis, keepdims=True)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    quantized = np.rint(weights / scales[..., None, :]).clip(-127, 127).astype(np.int8)
-    return quantized, scales
+    return np.rint(weights / scales).clip(-127, 127).astype(np.int8), scales.squeeze(axis)
+
+
+def per_channel(weights: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 of (..., inputs, outputs) with a scale for each output channel, (..., outputs)."""
+    return symmetric(weights, -2)
 
 
 def refuses_weights(weights: NDArray[Any] | None) -> str:
