@@ -47,7 +47,6 @@ class Judge:
         alone = verify.answers(candidate.run, cases, batch_size=1)
         drift = verify.batch_invariance(candidate.run, cases, metric, alone, decision)
         outputs = alone if published else verify.answers(candidate.run, self.split)
-        error, spread = verify.max_abs(outputs, self.published), verify.spread(self.published)
         ours, theirs = metric.statistics(outputs, self.split), metric.statistics(self.published, self.split)
         loss, low, high = verify.relative_loss(metric, ours, theirs, self.split.groups)
         return self._stage(
@@ -55,7 +54,14 @@ class Judge:
             timed,
             outputs,
             "chain",
-            Parity(error, error / spread, verify.rms(outputs, self.published) / spread, loss, (low, high), reference),
+            Parity(
+                verify.max_abs(outputs, self.published),
+                verify.relative(verify.max_abs, outputs, self.published),
+                verify.relative(verify.rms, outputs, self.published),
+                loss,
+                (low, high),
+                reference,
+            ),
             Quantized(**asdict(coverage(graph, inputs=self.split.rows(0, 1)))),
             BatchDrift(**asdict(drift)),
         )

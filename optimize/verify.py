@@ -86,11 +86,6 @@ def rms(outputs: Arrays, reference: Arrays) -> float:
     )
 
 
-def spread(reference: Arrays) -> float:
-    """The smallest standard deviation of an output: the scale against which an error is large or small."""
-    return min(float(np.std(values.astype(float))) for values in reference.values())
-
-
 def relative(distance: Callable[[Arrays, Arrays], float], outputs: Arrays, reference: Arrays) -> float:
     """The largest ``max_abs`` or ``rms`` of an output as a share of its own standard deviation.
 

@@ -40,7 +40,7 @@ from optimize.quantize import METHODS, calibrate, guards, needs_calibration, ope
 from optimize.quantize.coverage import Coverage, coverage, planned_share
 from optimize.quantize.coverage import operators as count_operators
 from optimize.quantize.method import FP32, PROFILES, Profile
-from optimize.quantize.plan import Choices, Plan
+from optimize.quantize.plan import Choices
 from optimize.quantize.shapes import REFUSALS
 from optimize.quantize.tune import calibration_feeds, tune
 from optimize.recipes import Metric
@@ -266,13 +266,6 @@ def _counts(operators: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in operators.items())
 
 
-def _plan(path: Path | None, key: str, make: Plan | None = None) -> Plan | None:
-    if path is None or make is None:
-        return plan.read(path, key) if path else make
-    plan.write(path, key, make)
-    return make
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.bare_parser(__doc__)
     parser.add_argument("model", type=Path, metavar="IN.onnx")
@@ -306,12 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"'{options.model}' has no operator with weights that could be quantised")
     console.print(f"nodes: {_count(original)}, after folding and fusing {_count(model)}")
     with command.progress() as progress:
-        chosen = _plan(options.plan, options.model.name)
+        chosen = plan.read(options.plan, options.model.name) if options.plan else None
         if chosen is None:
             calibrated = options.calibration is not None
             chosen = tune(model, requests, options.also, options.rounds, progress, calibrated=calibrated)
-            _plan(options.plan, options.model.name, chosen)
-        elif options.plan:
+            if options.plan:
+                plan.write(options.plan, options.model.name, chosen)
+        else:
             plan.check(chosen, operators(model), options.plan)
         profile: Profile = options.profile or chosen.profile
         choices = chosen.choices[profile]
