@@ -138,6 +138,11 @@ def requests_from(interface: OnnxInterface, path: Path | None, sizes: dict[str, 
             )
     if path is not None:
         return _saved_requests(interface, path)
+    axes_known = {axis for port in interface.inputs.values() for axis in port.axes[1:] if axis}
+    if unknown := sorted(set(sizes) - axes_known):
+        raise UserError(
+            f"--size {unknown[0]}: no input has such an axis; there is {', '.join(sorted(axes_known)) or 'none'}"
+        )
     random = np.random.default_rng(seed)
     arrays: Arrays = {}
     for name, port in interface.inputs.items():

@@ -126,6 +126,7 @@ def test_mistakes_are_one_message_and_write_nothing(tagger: Path, tmp_path: Path
         "at least 16": (tagger, out, "--calibration", few),
         "written? with numpy.savez|write it with numpy.savez": (tagger, out, "--calibration", garbage),
         "expected AXIS=N": (tagger, out, "--size", "time"),
+        "no input has such an axis; there is time": (tagger, out, "--size", "tmie=8"),
         "no such method; on request": (tagger, out, "--also", "nbits3"),
         "cannot be written": (tagger, tmp_path / "no" / "folder" / "out.onnx"),
         "opset 12; export": (scorer(tmp_path / "old.onnx", opset=12), out),
