@@ -8,7 +8,8 @@
         with client.stream("speech") as session:  # a model with state: one session for one stream
             answer = session.send({"pcm": chunk, "lengths": lengths})
 
-``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE``.
+``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE`` and
+``python -m clients transcribe FILE``.
 """
 
 from clients import aio

@@ -7,13 +7,14 @@ answer, is one line on standard error and exit status 2.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from clients import forecast
+from clients import forecast, transcribe
 from clients.client import REQUEST_DEADLINE_S
 from optimize.errors import UserError
 
-COMMANDS = {"forecast": forecast}
+COMMANDS = {"forecast": forecast, "transcribe": transcribe}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,12 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of what is printed has gone, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its exit
+        return 141
     return 0
 
 
 def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
-    server.add_argument("--url", default="", metavar="HOST:PORT", help="default: 127.0.0.1, the protocol's usual port")
+    server.add_argument(
+        "--url", "--address", default="", metavar="HOST:PORT", help="default: 127.0.0.1, the protocol's usual port"
+    )
     server.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     server.add_argument(
         "--deadline",

@@ -8,8 +8,9 @@ with a tensor of the wrong size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 
 ANY_SIZE = -1
 TRITON_IDLE_LIMIT_US = 1_000_000  # of a sequence model that names none
+LABELS_PREFIX = "labels."  # of a parameter in the model's configuration, before an output's name
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("bool"),
@@ -50,6 +52,7 @@ class Signature:
     """One version of one model. max_batch: the most rows of a request; 0 means that there is no batch axis.
 
     idle_limit_s: how long a stream's state outlives its last request; None: the model keeps no state between requests.
+    labels: of outputs that hold indices, what each index stands for, where the configuration says so (a JSON list).
     State tensors are the server's own business: it lists them neither as inputs nor as outputs.
     """
 
@@ -59,6 +62,7 @@ class Signature:
     outputs: tuple[Tensor, ...]
     max_batch: int
     idle_limit_s: float | None = None
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], config: Mapping[str, Any], version: str = "") -> Signature:
@@ -86,6 +90,7 @@ class Signature:
             outputs=tensors(metadata.get("outputs", [])),
             max_batch=int(config.get("max_batch_size", 0)),
             idle_limit_s=_idle_limit_s(config),
+            labels=_labels(metadata["name"], config),
         )
 
     def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -176,6 +181,23 @@ def _idle_limit_s(config: Mapping[str, Any]) -> float | None:
     if batching is None:
         return None
     return (int(batching.get("max_sequence_idle_microseconds", 0)) or TRITON_IDLE_LIMIT_US) / 1e6
+
+
+def _labels(model: str, config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    labels = {}
+    for key, value in config.get("parameters", {}).items():
+        if key.startswith(LABELS_PREFIX):
+            try:
+                listed = json.loads(value["string_value"])
+            except (ValueError, KeyError):
+                listed = None
+            if not isinstance(listed, list) or not all(isinstance(label, str) for label in listed):
+                raise ServerError(
+                    f"model '{model}': expected a JSON list of texts in the parameter '{key}' of its configuration, "
+                    f"got '{value.get('string_value')}'; publish it again"
+                )
+            labels[key.removeprefix(LABELS_PREFIX)] = tuple(listed)
+    return labels
 
 
 def _kind_of(array: Array) -> str:

@@ -22,6 +22,9 @@ from optimize.errors import UserError
 
 DTYPES = ("float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 STATE_PREFIX, NEXT_STATE_PREFIX = "state_", "next_state_"
+LENGTHS, OUTPUT_LENGTHS = "lengths", "output_lengths"
+"""The input (1,) that says how much of a chunk or of a padded request is meant, and the output that says it of the
+answer: along the first axis of every other tensor."""
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -34,13 +37,15 @@ class SpecError(UserError, ValueError):
 class TensorSpec:
     """A named tensor, without its batch axis.
 
-    shape: sizes; a string instead of a size names a dynamic axis, the same name meaning the same size.
+    shape: sizes; a string instead of a size names a dynamic axis, the same name meaning the same size. labels: of a
+    tensor of indices, what each stands for, by index.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     description: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("tensor", self.name)

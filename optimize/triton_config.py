@@ -8,12 +8,14 @@ two directions are inverses: ``from_config`` accepts exactly what ``to_config`` 
     spec, serving = from_config(parse_text((model_dir / "config.pbtxt").read_text()))
 
 A client machine has no recipe, but it can ask the server for this configuration. What Triton has no field for, the
-names of dynamic axes and the lengths to pad to, therefore travels in ``parameters``, which Triton hands through
-unread: ``shape.history = "hours,14"``, ``buckets.hours = "24,48,72"``. Descriptions are the only thing left out.
+names of dynamic axes, the lengths to pad to and what indices stand for, therefore travels in ``parameters``, which Triton
+hands through unread: ``shape.history = "hours,14"``, ``buckets.hours = "24,48,72"``, ``labels.tokens = '["", "one"]'``.
+Descriptions are the only thing left out.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 
@@ -144,6 +146,8 @@ def _parameters(spec: ModelSpec, serving: ServingSpec) -> dict[str, str]:
     for tensor in (*spec.inputs, *spec.outputs):
         if -1 in _dims(tensor):
             parameters[f"shape.{tensor.name}"] = ",".join(str(size) for size in tensor.shape)
+        if tensor.labels:
+            parameters[f"labels.{tensor.name}"] = json.dumps(tensor.labels, ensure_ascii=False)
     for axis, sizes in spec.buckets.items():
         parameters[f"buckets.{axis}"] = ",".join(str(size) for size in sizes)
     return parameters
@@ -236,7 +240,8 @@ def _tensor(tensor: pb.ModelInput | pb.ModelOutput, parameters: dict[str, str]) 
     sizes: list[int | str] = list(tensor.dims)
     if named is not None:
         sizes = [int(size) if size.isdigit() else size for size in named.split(",")]
-    return TensorSpec(tensor.name, _dtype(tensor.data_type), tuple(sizes))
+    labels = tuple(json.loads(parameters.get(f"labels.{tensor.name}", "[]")))
+    return TensorSpec(tensor.name, _dtype(tensor.data_type), tuple(sizes), labels=labels)
 
 
 def _dtype(value: int) -> str:

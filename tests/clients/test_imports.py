@@ -9,7 +9,10 @@ import pytest
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("clients, clients.forecast, clients.__main__", "torch onnx onnxruntime matplotlib tritonclient grpc"),
+        (
+            "clients, clients.forecast, clients.transcribe, clients.__main__",
+            "torch onnx onnxruntime matplotlib tritonclient grpc",
+        ),
         ("clients.grpc_transport", "torch onnxruntime tritonclient.grpc.aio tritonclient.http aiohttp"),
         ("clients.http_transport", "torch onnxruntime grpc aiohttp"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,20 @@ def test_every_single_fault_is_refused_and_named(
         inputs[name] = np.repeat(array, array.shape[fixed[0]] + 1, axis=fixed[0])
     message = refusal(inputs, signature)
     assert f"'{'z' if fault == 'rename' else name}'" in message
+
+
+def described(parameters: dict[str, dict[str, str]]) -> Signature:
+    return Signature.of({"name": "speech"}, {"parameters": parameters})
+
+
+def test_labels_are_published_with_the_model() -> None:
+    words = ["", "zero", '\u00fcber, "alles"']
+    text = {"string_value": json.dumps(words)}
+    assert described({"labels.tokens": text, "threads": {"string_value": "1"}}).labels == {"tokens": tuple(words)}
+    assert described({}).labels == {}
+
+
+@pytest.mark.parametrize("text", ["", "zero one", '"zero"', "[0, 1]", '{"zero": 1}'])
+def test_labels_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ServerError, match=r"model 'speech': expected a JSON list of texts in the parameter 'labels\."):
+        described({"labels.tokens": {"string_value": text}})

@@ -21,7 +21,10 @@ FORECAST = ModelSpec(
 ENCODER = ModelSpec(
     name="speech",
     inputs=(TensorSpec("pcm", "int16", (2560,)),),
-    outputs=(TensorSpec("log_probs", "float32", (4, 30)),),
+    outputs=(
+        TensorSpec("log_probs", "float32", (4, 3)),
+        TensorSpec("tokens", "int64", (4,), labels=("", "un", 'été "deux"')),
+    ),
     states=(StateSpec("hidden", "float32", (2, 256)), StateSpec("cell", "float32", (2, 256))),
 )
 # A whole file, checked line by line against Triton's documentation.
