@@ -1,1 +1,7 @@
-"""Load tests: requests arrive at a set rate, whatever the server does, and thresholds decide the exit status."""
+"""Load tests: requests arrive at a set rate, and streams in real time, whatever the server does.
+
+locust -f loadtest/locustfile.py     load at a rate, thresholds decide the exit status
+python -m loadtest.capacity          the most real-time streams, or requests per second, that a server sustains
+python -m loadtest.streams           streams that go on for long, and streams that never end
+python -m loadtest.bench             what serving costs, stage by stage
+"""

@@ -26,14 +26,22 @@ class Dropped(Exception):
     """An arrival that was not sent, whether server or generator held it up. It counts as failed."""
 
 
+class Missed(Exception):
+    """A chunk of a real-time stream that was not answered when the next one was due. It counts as failed."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One request, times in seconds of one clock. error: what went wrong, if anything."""
+    """One request, times in seconds of one clock. error: what went wrong, if anything.
+
+    held_s: until when it could not be sent though it was due, because the stream's last chunk was unanswered.
+    """
 
     due_s: float
     started_s: float
     finished_s: float
     error: Exception | None = None
+    held_s: float = -math.inf
 
     @property
     def latency_ms(self) -> float:
@@ -48,7 +56,7 @@ class Outcome:
     @property
     def late_ms(self) -> float:
         """How late the generator was."""
-        return (self.started_s - self.due_s) * 1e3
+        return (self.started_s - max(self.due_s, self.held_s)) * 1e3
 
 
 def even(rate_per_s: float, start_s: float, seat: int = 0, seats: int = 1) -> Iterator[float]:

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust.runners import WorkerRunner
 
 from clients.client import DEFAULT_ADDRESS
 from loadtest import thresholds
+from loadtest.choice import chosen, served
 from loadtest.pacing import ARRIVALS
 from loadtest.results import Recorder, Row, table
 
@@ -19,6 +21,11 @@ from loadtest.results import Recorder, Row, table
 def register(events: Any, recorder: Recorder) -> None:
     """Call once, from a locustfile, with locust's ``events``."""
     summary: list[str] = []
+
+    def choose(environment: Any, **_: Any) -> None:
+        gevent.get_hub().loop.update_now()  # its clock stood still during the imports, and --run-time is set next
+        if not environment.parsed_options.user_classes:  # none was named
+            environment.user_classes = chosen(environment.user_classes, served(environment.parsed_options.grpc_address))
 
     def finish(environment: Any, **_: Any) -> None:
         if isinstance(environment.runner, WorkerRunner) or environment.process_exit_code is not None:
@@ -50,6 +57,7 @@ def register(events: Any, recorder: Recorder) -> None:
         recorder.merge(data.get("open_loop", {}))
 
     events.init_command_line_parser.add_listener(add_arguments)
+    events.init.add_listener(choose)
     events.report_to_master.add_listener(send)
     events.worker_report.add_listener(receive)
     events.quitting.add_listener(finish)
@@ -71,6 +79,8 @@ def add_arguments(parser: Any) -> None:
     add("--max-in-flight", type=_count, default=128, metavar="N", help=in_flight)
     add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="not --host; %(default)s")
     add("--http-address", default=DEFAULT_ADDRESS["http"], metavar="HOST:PORT", help="%(default)s")
+    utterances = "mean length of what a real-time stream says before it begins anew, 0: no end; %(default)s"
+    add("--utterance", type=_not_negative, default=10.0, metavar="SECONDS", help=utterances)
     add("--summary-json", type=_new_file, default=None, metavar="FILE", help="write the summary there")
     thresholds.add_arguments(parser)
 
@@ -84,6 +94,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number of at least 0")
     return value
 
 

@@ -10,19 +10,23 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.pacing import Dropped, Outcome, percentile
+from loadtest.pacing import Dropped, Missed, Outcome, percentile
 
 ALL = "all"
 
 
 @dataclass
 class Samples:
-    """What was recorded for one kind of request. Latencies are those of answered requests, in ms."""
+    """What was recorded for one kind of request. Latencies are those of answered requests, in ms.
+
+    missed: of them, how many were answered too late, or are still unanswered and have the latency reached so far.
+    """
 
     latency_ms: list[float] = field(default_factory=list)
     service_ms: list[float] = field(default_factory=list)
     late_ms: list[float] = field(default_factory=list)
     failed: int = 0
+    missed: int = 0
     dropped: int = 0
     first_due_s: float = math.inf
     last_due_s: float = -math.inf
@@ -35,9 +39,10 @@ class Samples:
             self.dropped += 1
             return
         self.late_ms.append(outcome.late_ms)
-        if outcome.error is not None:
+        if outcome.error is not None and not isinstance(outcome.error, Missed):
             self.failed += 1
         else:
+            self.missed += isinstance(outcome.error, Missed)
             self.latency_ms.append(outcome.latency_ms)
             self.service_ms.append(outcome.service_ms)
             self.last_answer_s = max(self.last_answer_s, outcome.finished_s)
@@ -46,6 +51,7 @@ class Samples:
         for name in ("latency_ms", "service_ms", "late_ms"):
             getattr(self, name).extend(getattr(other, name))
         self.failed += other.failed
+        self.missed += other.missed
         self.dropped += other.dropped
         self.first_due_s = min(self.first_due_s, other.first_due_s)
         self.last_due_s = max(self.last_due_s, other.last_due_s)
@@ -56,8 +62,9 @@ class Samples:
 class Row:
     """One line of the summary. Latencies in ms, of answered requests.
 
-    offered_per_s: arrivals. answered_per_s: answers, over the time until the last one came: a backlog that is worked
-    off after the last arrival does not count as keeping pace.
+    failed: real-time chunks answered too late count too, and in the latencies as well. offered_per_s: arrivals.
+    answered_per_s: answers, over the time until the last one came: a backlog that is worked off after the last arrival
+    does not count as keeping pace.
     """
 
     name: str
@@ -136,7 +143,7 @@ def _row(name: str, samples: Samples) -> Row:
     return Row(
         name=name,
         requests=requests,
-        failed=samples.failed,
+        failed=samples.failed + samples.missed,
         dropped=samples.dropped,
         offered_per_s=requests / span_s if span_s else math.nan,
         answered_per_s=len(latency) / busy_s if busy_s else math.nan,

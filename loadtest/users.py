@@ -1,5 +1,7 @@
 """Locust users that send open-loop load through ``clients``: no protocol is spoken here.
 
+(Real-time streams: ``stream_users``.)
+
     class GrpcForecaster(OpenLoopUser):
         protocol = "grpc"
         model = "load_forecast"
@@ -46,6 +48,7 @@ class OpenLoopUser(User):
     """Sends ``workload`` to ``model`` over ``protocol``. One process has one run, so what its users share is here."""
 
     abstract = True
+    streams: ClassVar[bool] = False
     protocol: ClassVar[clients.ProtocolName]
     model: ClassVar[str]
 
@@ -57,7 +60,7 @@ class OpenLoopUser(User):
         super().__init__(environment)
         options = environment.parsed_options
         self._options = options
-        self._users = options.num_users or 1
+        self._users = _of_this_kind(environment.user_classes, options.num_users or 1)
         worker = max(getattr(environment.runner, "worker_index", 0), 0)  # of a distributed run
         self._seat = worker * self._users + next(OpenLoopUser._seats)
         self._requests = self.workload(self._seat)
@@ -105,12 +108,8 @@ class OpenLoopUser(User):
             )
             for _ in range(WARM_UP_REQUESTS):
                 self._infer()
-        except UserError as error:  # no server, or no data: there is nothing to measure, so end the whole test
-            if self.environment.process_exit_code is None:
-                logger.error(error)
-                self.environment.process_exit_code = 2
-                gevent.spawn(self.environment.runner.quit)  # ends all users, so not from this one's greenlet
-            gevent.sleep(math.inf)
+        except UserError as error:
+            give_up(self.environment, error)
 
     def _infer(self) -> None:
         assert self._client is not None
@@ -126,3 +125,18 @@ class OpenLoopUser(User):
             exception=outcome.error,
             context={},
         )
+
+
+def give_up(environment: Any, error: UserError) -> None:
+    """No server, or no data: there is nothing to measure, so end the whole test. Does not return."""
+    if environment.process_exit_code is None:
+        logger.error(error)
+        environment.process_exit_code = 2
+        gevent.spawn(environment.runner.quit)  # ends all users, so not from this one's greenlet
+    gevent.sleep(math.inf)
+
+
+def _of_this_kind(chosen: list[type[User]], users: int) -> int:
+    """How many users share the rate: those of other kinds, which ``--users`` counts too, have no part in it."""
+    mine = [kind for kind in chosen if issubclass(kind, OpenLoopUser)]
+    return max(round(users * sum(kind.weight for kind in mine) / max(sum(kind.weight for kind in chosen), 1)), 1)

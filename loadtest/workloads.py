@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
-from clients.signature import Array
+from clients.signature import DTYPES, Array, Signature
 from optimize.data.dataset import find
 from optimize.data.electricity import FILE, HISTORY_HOURS, HORIZON_HOURS, history_features, read_csv, synthetic
+from optimize.errors import UserError
 
 Inputs = dict[str, Array]
 
@@ -38,3 +40,51 @@ def forecast_requests(seed: int, data: Path | None = None) -> Iterator[Inputs]:
 @cache  # the users of a run share one copy
 def _features(path: Path | None) -> Array:
     return history_features(synthetic() if path is None else read_csv(path))
+
+
+def requests_for(signature: Signature, seed: int, file: Path | None = None) -> Iterator[Inputs]:
+    """Endless requests of one row for a model without state.
+
+    file: an .npz with an array for each input, whose rows are sent in a random order, again and again; a response
+    cache would then answer most. Without one: windows of the data for ``load_forecast``, and for any other model
+    normally distributed numbers, if they fit its inputs. Raises UserError where they do not, or the file does not.
+    """
+    if file is not None:
+        return _rows(_read(file), seed)
+    if signature.model == "load_forecast":
+        return forecast_requests(seed)
+    for tensor in signature.inputs:
+        if not tensor.datatype.startswith("FP") or any(size < 1 for size in tensor.shape[signature.max_batch > 0 :]):
+            raise UserError(
+                f"model '{signature.model}': input '{tensor.name}' is {tensor.datatype} {list(tensor.shape)}, and only "
+                "floating-point inputs of fixed sizes can be made up; give requests with --inputs FILE.npz"
+            )
+    return _normal(signature, seed)
+
+
+def _normal(signature: Signature, seed: int) -> Iterator[Inputs]:
+    random = np.random.default_rng(seed)
+    while True:
+        yield {
+            tensor.name: random.standard_normal([abs(size) for size in tensor.shape]).astype(DTYPES[tensor.datatype])
+            for tensor in signature.inputs
+        }
+
+
+def _rows(arrays: Inputs, seed: int) -> Iterator[Inputs]:
+    random, rows = np.random.default_rng(seed), min(map(len, arrays.values()))
+    while True:
+        row = int(random.integers(rows))
+        yield {name: array[row : row + 1] for name, array in arrays.items()}
+
+
+def _read(file: Path) -> Inputs:
+    try:
+        with np.load(file) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, AttributeError, BadZipFile) as error:
+        raise UserError(f"'{file}' cannot be read as an .npz file of requests: {error}") from error
+    lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UserError(f"'{file}': expected arrays with the same number of rows, at least 1, got {sorted(lengths)}")
+    return arrays

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.choice import chosen
 from serving.launcher import Server
 from tests.clients.practice_server import serve
 
@@ -121,3 +122,49 @@ def test_requests_overlap_under_gevent(triton: Server) -> None:
         [sys.executable, "-c", OVERLAP, triton.grpc, triton.http], cwd=ROOT, capture_output=True, text=True
     )
     assert run.stdout == "4 4 4 4\n4 4 4 4\n", run.stderr
+
+
+def test_streams_in_real_time(streaming: Server, tmp_path: Path) -> None:
+    """The server has no forecaster, so its two streaming models are chosen, a stream of each."""
+    path = tmp_path / "summary.json"
+    limits = ["--max-p99-ms", "60000", "--max-failure-rate", "1"]
+    run = locust(streaming.grpc, streaming.http, "--utterance", "0.3", "--summary-json", str(path), *limits)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["speech chunk", "speech_chunk_160 chunk", "all"]
+    assert 2 < rows["speech chunk"]["requests"] <= 22  # ten chunks a second, for at most 2 s
+    assert rows["all"]["dropped"] == 0
+    errors = [line for line in run.stderr.splitlines() if " chunk: " in line]
+    assert all("Missed('not answered" in line for line in errors), errors
+
+
+def test_missed_chunks_are_failures(streaming: Server, tmp_path: Path) -> None:
+    """Chunks of an eighth of a millisecond: no answer comes before the next one is due."""
+    path = tmp_path / "summary.json"
+    run = locust(streaming.grpc, streaming.http, "--summary-json", str(path), "SpeechChunk160Streamer")
+    assert run.returncode == 1, run.stdout + run.stderr
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["failed"] == row["requests"] > 0
+    assert row["p50_ms"] > 0.125  # what came too late is in the latencies all the same
+
+
+def test_forecasters_come_first_where_the_server_has_their_model() -> None:
+    class Of:
+        def __init__(self, model: str, streams: bool) -> None:
+            self.model, self.streams = model, streams
+
+    forecaster, speech, other = Of("load_forecast", False), Of("speech", True), Of("speech_chunk_160", True)
+    everyone = [forecaster, speech, other]
+    assert chosen(everyone, {"load_forecast", "speech"}) == [forecaster]
+    assert chosen(everyone, {"speech", "listen"}) == [speech]
+    assert chosen(everyone, {"speech", "speech_chunk_160"}) == [speech, other]
+    assert chosen(everyone, {"another"}) == [forecaster]
+    assert chosen([speech, other], set()) == [speech, other]
+
+
+def test_a_model_that_is_named_and_not_there(streaming: Server) -> None:
+    run = locust(streaming.grpc, streaming.http, "SpeechChunk640Streamer")
+    assert run.returncode == 2
+    (line,) = [line for line in run.stderr.splitlines() if "ERROR" in line]
+    assert "'speech_chunk_640' is not found" in line

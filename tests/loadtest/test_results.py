@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from loadtest.pacing import Dropped, Outcome
+from loadtest.pacing import Dropped, Missed, Outcome
 from loadtest.results import ALL, Recorder, Row, table
 
 
@@ -38,6 +38,12 @@ def test_failures_and_drops_have_no_latency_but_count() -> None:
     assert (row.requests, row.failed, row.dropped) == (100, 1, 1)
     assert row.failure_rate == pytest.approx(0.02)
     assert row.max_ms == pytest.approx(2)
+
+
+def test_missed_chunks_are_failures_and_count_in_the_latency() -> None:
+    (row,) = rows_of(stream=[*outcomes(9), Outcome(0.9, 0.9, 1.4, Missed())])
+    assert (row.requests, row.failed, row.failure_rate) == (10, 1, 0.1)
+    assert row.max_ms == pytest.approx(500)
 
 
 def test_a_backlog_worked_off_later_is_no_throughput() -> None:

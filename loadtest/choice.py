@@ -1,0 +1,38 @@
+"""Which of a locustfile's users run when none was named: those whose model the server has.
+
+    environment.user_classes = chosen(environment.user_classes, served("127.0.0.1:8001"))
+
+Apart from the hooks into locust, whose import patches the whole process.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import clients
+
+
+class Kind(Protocol):
+    """A user class. streams: whether a user is a real-time stream, not a sender of requests."""
+
+    model: str
+    streams: bool
+
+
+K = TypeVar("K", bound=Kind)
+
+
+def served(address: str) -> set[str]:
+    """The models of the server there; none if it does not answer: the users will say why."""
+    try:
+        with clients.connect(address) as client:
+            return {entry.model for entry in client.models()}
+    except clients.ClientError:
+        return set()
+
+
+def chosen(users: list[K], models: set[str]) -> list[K]:
+    """The user classes that the server has the models for: those that send requests, or, if it serves nothing to
+    them, those that stream (``--rate`` and ``--users`` mean other things to each). If it has none, the former."""
+    fitting = [user for user in users if user.model in models] or users
+    return [user for user in fitting if not user.streams] or fitting
