@@ -25,6 +25,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
+from optimize import streaming
 from optimize.binding import Bound
 from optimize.data.dataset import Arrays, Split
 from optimize.errors import UserError
@@ -119,17 +120,25 @@ def interleaved(
 
 
 def torch_candidate(name: str, module: nn.Module, spec: ModelSpec, precision: str = "fp32") -> Candidate:
-    """A torch module in eager mode; its size is that of its float32 parameters and buffers."""
+    """A torch module in eager mode, its step if the spec has states; its size is that of its fp32 tensors.
+
+    A module whose states are not the spec's, such as a teacher of another kind, keeps its own from call to call.
+    """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    module.eval()
-    names_in, names_out = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
+    answering = streaming.served(module.eval(), spec)
+    own: dict[int, Sequence[torch.Tensor]] = {}  # states by batch size
 
     def run(inputs: Arrays) -> Arrays:
+        given = [torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs]
+        states: Sequence[torch.Tensor] = [torch.from_numpy(inputs[state.input_name]) for state in spec.states]
         with torch.inference_mode():
-            outputs = module(*(torch.from_numpy(inputs[key]) for key in names_in))
+            if isinstance(answering, streaming.Step) and (initial := answering.other_states(states)):
+                states = own.get(len(given[0]), initial)
+            outputs = answering(*given, *states)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return {key: value.numpy() for key, value in zip(names_out, outputs, strict=True)}
+        own[len(given[0])] = outputs[len(spec.outputs) :]
+        return {key: value.numpy() for key, value in zip(spec.output_names, outputs, strict=False)}
 
     return Candidate(name, run, "torch", precision, parameters, size)
 
@@ -140,13 +149,18 @@ def onnx_candidate(
     """An ONNX file in ONNX Runtime; its size is the file's. On CUDA it runs bound, as a CUDA graph if it can be one."""
     if device == "cuda":
         return Candidate(name, _on_cuda(path, threads), "onnxruntime", precision, parameters, path.stat().st_size)
-    opened = session(path, threads, device)
+    run = runner(session(path, threads, device))
+    return Candidate(name, run, "onnxruntime", precision, parameters, path.stat().st_size)
+
+
+def runner(opened: onnxruntime.InferenceSession) -> Run:
+    """A session as a function of named inputs to all its named outputs."""
     outputs = [value.name for value in opened.get_outputs()]
 
     def run(inputs: Arrays) -> Arrays:
         return dict(zip(outputs, opened.run(outputs, inputs), strict=True))
 
-    return Candidate(name, run, "onnxruntime", precision, parameters, path.stat().st_size)
+    return run
 
 
 def _on_cuda(path: Path, threads: int) -> Run:

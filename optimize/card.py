@@ -56,8 +56,10 @@ def model_card(report: Report, stage: Stage, spec: ModelSpec) -> str:
         f"- {metric.name}: **{metric.value:.4g}** (95 % interval {metric.ci95[0]:.4g} to {metric.ci95[1]:.4g})"
     )
     low, high = metric.loss_to_teacher_ci95
+    unit = "points" if metric.points else "%"
     lines.append(
-        f"- relative loss to the teacher: {metric.loss_to_teacher:+.2%} (95 % interval {low:+.2%} to {high:+.2%})"
+        f"- loss to the teacher: {100 * metric.loss_to_teacher:+.2f} {unit} "
+        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
     )
     lines += [f"- {name}: {value:.4g}" for name, value in report.baselines.items()]
     if stage.parity:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from torch import nn
 
 from optimize.errors import UserError
 from optimize.recipes import Network
+
+# weight_ci and Wcf (from the cell to a gate), weight_pi, w_peephole, w_o_diag (TensorFlow)
+PEEPHOLE = re.compile(r"peep|(^|\.)w(eight)?_?[cp]_?[ifo](_l\d+)?$|w_[ifo]_diag", re.IGNORECASE)
 
 
 class CheckpointError(UserError):
@@ -80,7 +84,8 @@ def save_checkpoint(path: Path, module: nn.Module, sidecar: Sidecar) -> Sidecar:
 def load_checkpoint(path: Path, network: Network) -> tuple[nn.Module, Sidecar]:
     """The network with its trained weights in float32, ready for inference.
 
-    Raises CheckpointError: missing, truncated or damaged, made for other shapes, or not what the sidecar describes.
+    Raises CheckpointError: missing, truncated or damaged, made for other shapes, not what the sidecar describes, or
+    with peephole weights that the network has no place for.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' does not exist; train it with python -m optimize.train")
@@ -96,6 +101,13 @@ def load_checkpoint(path: Path, network: Network) -> tuple[nn.Module, Sidecar]:
         raise CheckpointError(f"checkpoint '{path}' is no safetensors file ({error}); train it again") from None
     module = network()
     expected = module.state_dict()
+    if peepholes := sorted(name for name in tensors.keys() - expected.keys() if PEEPHOLE.search(name)):
+        raise CheckpointError(
+            f"checkpoint '{path}' has peephole weights ({', '.join(peepholes[:3])}): gates that look at the cell "
+            "(Gers & Schmidhuber, 2000) cannot be computed by torch.nn.LSTM nor exported from it, and without them the "
+            "weights mean something else; build the network of the module that trained them as the recipe's teacher "
+            "and distil a student with torch.nn.LSTM (python -m optimize.distill), or train without peepholes"
+        )
     wrong = [f"{name}: missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name}: unexpected" for name in tensors.keys() - expected.keys()]
     wrong += [

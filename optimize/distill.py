@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,17 +40,23 @@ def distill(
     if "student" not in networks:
         raise UserError(f"variant '{variant}' of recipe '{recipe.name}' has no student to distil into")
     teacher = load_checkpoint(
-        path_of(checkpoints, recipe.name, recipe.weights(variant), "teacher"), networks["teacher"]
+        path_of(checkpoints, recipe.name, recipe.weights(variant, "teacher"), "teacher"), networks["teacher"]
     )
+    if recipe.relabel:
+        LOG.info("the teacher writes what the student learns")
+        dataset = replace(dataset, train=recipe.relabel(teacher[0], dataset.train))
     return train_network(recipe, variant, "student", dataset, checkpoints, teacher, progress=progress, resume=resume)
 
 
 def is_current(recipe: Recipe, variant: str, checkpoints: Path) -> bool:
     """Whether the saved student was distilled from the saved teacher, going by the recorded hashes."""
-    networks, weights = recipe.variants[variant].networks, recipe.weights(variant)
+    networks = recipe.variants[variant].networks
+    paths = {
+        name: path_of(checkpoints, recipe.name, recipe.weights(variant, name), name) for name in ("teacher", "student")
+    }
     try:
-        _, teacher = load_checkpoint(path_of(checkpoints, recipe.name, weights, "teacher"), networks["teacher"])
-        _, student = load_checkpoint(path_of(checkpoints, recipe.name, weights, "student"), networks["student"])
+        _, teacher = load_checkpoint(paths["teacher"], networks["teacher"])
+        _, student = load_checkpoint(paths["student"], networks["student"])
     except CheckpointError:
         return False
     return student.teacher_sha256 == teacher.sha256
@@ -70,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     LOG.info(
         "student: test %s, %s",
         sidecar.metrics["test"],
-        path_of(options.checkpoints, recipe.name, recipe.weights(name), "student"),
+        path_of(options.checkpoints, recipe.name, recipe.weights(name, "student"), "student"),
     )
 
 

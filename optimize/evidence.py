@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from onnx import ModelProto
 
-from optimize import verify
+from optimize import streaming, verify
 from optimize.benchmark import Candidate, Measurement
 from optimize.data.dataset import Arrays, Split
 from optimize.quantize.coverage import coverage
-from optimize.recipes import Recipe
+from optimize.recipes import Recipe, Variant
 from optimize.report import BatchDrift, MetricValue, Parity, Quantized, Stage
 
 WITHIN = 0.01  # how near the teacher's metric the smallest torch model of the comparison must come, relative
@@ -21,14 +22,17 @@ _SAMPLE = 500  # items on which an intermediate stage's batch drift is measured;
 class Judge:
     """Judges stages on one split: teacher and published are the torch answers of those two networks to it.
 
-    train: the training split, which scales some figures.
+    train: the training split, which scales some figures. request: what one call of a candidate takes. A model with
+    states is judged chunk by chunk, against torch on whole recordings.
     """
 
     recipe: Recipe
+    variant: Variant
     split: Split
     train: Split
     teacher: Arrays
     published: Arrays
+    request: Arrays
 
     def torch_stage(self, candidate: Candidate, timed: Measurement, outputs: Arrays) -> Stage:
         """A torch network: the chain's if it is teacher or student, else one for comparison."""
@@ -43,26 +47,29 @@ class Judge:
         The task metric of the stage to be published is that of answers given alone.
         """
         metric, decision = self.recipe.metric, self.recipe.decision
+        run = streaming.whole(candidate.run, self.variant.spec)
         cases = self.split if published else self.split.take(slice(0, _SAMPLE))
-        alone = verify.answers(candidate.run, cases, batch_size=1)
-        drift = verify.batch_invariance(candidate.run, cases, metric, alone, decision)
-        outputs = alone if published else verify.answers(candidate.run, self.split)
+        alone = verify.answers(run, cases, batch_size=1)
+        drift = verify.batch_invariance(run, cases, metric, alone, decision)
+        outputs = alone if published else verify.answers(run, self.split)
+        found, expected = verify.real(outputs), verify.real(self.published)
         ours, theirs = metric.statistics(outputs, self.split), metric.statistics(self.published, self.split)
-        loss, low, high = verify.relative_loss(metric, ours, theirs, self.split.groups)
+        loss, low, high = verify.metric_loss(metric, ours, theirs, self.split.groups)
         return self._stage(
             candidate,
             timed,
             outputs,
             "chain",
             Parity(
-                verify.max_abs(outputs, self.published),
-                verify.relative(verify.max_abs, outputs, self.published),
-                verify.relative(verify.rms, outputs, self.published),
+                verify.max_abs(found, expected),
+                verify.relative(verify.max_abs, found, expected),
+                verify.relative(verify.rms, found, expected),
                 loss,
                 (low, high),
                 reference,
+                int(np.sum(decision(outputs) != decision(self.published))) if decision else 0,
             ),
-            Quantized(**asdict(coverage(graph, inputs=self.split.rows(0, 1)))),
+            Quantized(**asdict(coverage(graph, inputs=self.request))),
             BatchDrift(**asdict(drift)),
         )
 
@@ -78,7 +85,7 @@ class Judge:
     ) -> Stage:
         metric, groups = self.recipe.metric, self.split.groups
         ours, reference = metric.statistics(outputs, self.split), metric.statistics(self.teacher, self.split)
-        loss, low, high = verify.relative_loss(metric, ours, reference, groups)
+        loss, low, high = verify.metric_loss(metric, ours, reference, groups)
         return Stage(
             name=candidate.name,
             role=role,
@@ -97,6 +104,7 @@ class Judge:
                 higher_is_better=metric.higher_is_better,
                 loss_to_teacher=loss,
                 loss_to_teacher_ci95=(low, high),
+                points=metric.points,
             ),
             also={name: figure(outputs, self.split, self.train) for name, figure in self.recipe.also.items()},
             parity=parity,

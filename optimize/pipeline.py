@@ -19,11 +19,20 @@ from onnx import ModelProto
 from rich.progress import Progress
 from torch import nn
 
-from optimize import fuse, onnx_export, repository, verify
-from optimize.benchmark import Candidate, environment, measure, onnx_candidate, torch_candidate, torch_threads
+from optimize import fuse, onnx_export, repository, streaming, verify
+from optimize.benchmark import (
+    Candidate,
+    environment,
+    measure,
+    onnx_candidate,
+    runner,
+    session,
+    torch_candidate,
+    torch_threads,
+)
 from optimize.card import manifest, model_card
 from optimize.checkpoint import Sidecar, load_checkpoint, path_of
-from optimize.data.dataset import Arrays, Dataset
+from optimize.data.dataset import Arrays, Dataset, Split
 from optimize.distill import distill
 from optimize.errors import UserError
 from optimize.evidence import Judge, comparisons
@@ -79,6 +88,11 @@ class Work:
     published: Published | None = None
     report: Report = field(init=False)
 
+    def requests(self, split: Split) -> Split:
+        """What one call of the published network takes: items of the split, or steps of streams of them."""
+        first = next(iter(self.graphs.values()))
+        return streaming.steps(runner(session(first.SerializeToString())), self.variant.spec, split)
+
     @property
     def folder(self) -> Path:
         return self.options.artifacts / self.recipe.name / self.name
@@ -101,7 +115,7 @@ def load_data(work: Work) -> None:
 def load_teacher(work: Work) -> None:
     """The trained networks that are compared: the teacher must be there, comparison networks may."""
     for network, definition in work.variant.networks.items():
-        path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name), network)
+        path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name, network), network)
         if network == "teacher" or (network != "student" and path.exists()):
             work.networks[network] = load_checkpoint(path, definition)
 
@@ -110,7 +124,7 @@ def distil_student(work: Work) -> None:
     """Reuse the student whose recorded teacher is the teacher at hand; otherwise, or on request, distil it anew."""
     if "student" not in work.variant.networks:
         return
-    path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name), "student")
+    path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name, "student"), "student")
     if path.exists() and not work.options.distill:
         student = load_checkpoint(path, work.variant.networks["student"])
         if student[1].teacher_sha256 == work.networks["teacher"][1].sha256:
@@ -122,9 +136,10 @@ def distil_student(work: Work) -> None:
 
 
 def export_onnx(work: Work) -> None:
-    """The published network to ONNX."""
+    """The published network to ONNX, or its step if it has states."""
+    spec = work.variant.spec
     module, _ = work.networks[work.variant.published]
-    _add_graph(work, "fp32", onnx_export.export(module, work.variant.spec, work.variant.opset_version))
+    _add_graph(work, "fp32", onnx_export.export(streaming.served(module, spec), spec, work.variant.opset_version))
 
 
 def fuse_graph(work: Work) -> None:
@@ -150,7 +165,8 @@ def quantize_graph(work: Work) -> None:
         plan.write(path, work.name, saved)
     plan.check(saved, operators(fused), path)
     work.plan, work.profile = saved, work.options.profile or saved.profile
-    ranges = calibrate(fused, calibration_feeds(work.dataset.train), *saved.choices.values())
+    ranges = calibrate(fused, calibration_feeds(work.requests(work.dataset.train)), *saved.choices.values())
+    validation = work.requests(work.dataset.validation)
     for profile in sorted(PROFILES, key=lambda profile: profile == work.profile):  # what is published comes last
         choices = saved.choices[profile]
         published = profile == work.profile
@@ -159,17 +175,22 @@ def quantize_graph(work: Work) -> None:
                 LOG.warning("nothing is quantised: the plan keeps every operator in fp32 (%s)", path)
         elif published or choices != saved.choices[work.profile]:
             graph = quantize(fused, choices, ranges)
-            requests = [work.dataset.validation.rows(0, rows) for rows in (1, 3)]
+            requests = [validation.rows(0, rows) for rows in (1, 3)]
             guards.require(graph, before=fused, choices=choices, profile=profile, requests=requests)
             _add_graph(work, "int8" if published else f"int8_{profile}", graph)
 
 
 def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
     """Measured on validation data; operators that cost too much of the metric there are taken out."""
-    validation, limit = work.dataset.validation, work.variant.tolerances.metric_loss
-    measured = tune(fused, validation, work.variant.methods, progress=work.progress)
-    journal, calibration = work.folder / "sensitivity.json", calibration_feeds(work.dataset.train)
-    loss = sensitivity.metric_loss(fused, work.recipe.metric, validation, calibration, journal)
+    variant, limit = work.variant, work.variant.tolerances.metric_loss
+    measured = tune(
+        fused, work.requests(work.dataset.validation), variant.methods, keep=variant.keep, progress=work.progress
+    )
+    journal = work.folder / "sensitivity.json"
+    calibration = calibration_feeds(work.requests(work.dataset.train))
+    loss = sensitivity.metric_loss(
+        fused, variant.spec, work.recipe.metric, work.dataset.validation, calibration, journal
+    )
     choices = {}
     for profile in PROFILES:
         choices[profile] = measured.choices[profile]
@@ -182,25 +203,29 @@ def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
 
 def measure_stages(work: Work) -> None:
     """Time all candidates interleaved; then metric, parity, coverage and batch drift of each."""
-    spec, split = work.variant.spec, work.dataset.test
+    spec, requests = work.variant.spec, work.requests(work.dataset.test)
     order = ["teacher", *[key for key in ("student",) if key in work.networks]]
     order += [key for key in work.networks if key not in order]
     for network in order:
         name = f"{network}_torch_fp32"
-        work.candidates[name] = torch_candidate(name, work.networks[network][0], spec)
+        module, _ = work.networks[network]
+        if streaming.can_stream(module, spec):
+            work.candidates[name] = torch_candidate(name, module, spec)
     for name in work.graphs:
         precision = next((kind for kind in ("int8", "fp16") if f"_{kind}" in name), "fp32")
         work.candidates[name] = onnx_candidate(
             name, work.onnx_path(name), precision, work.parameters, device=work.options.device
         )
     with torch_threads(1):
-        timed = measure(list(work.candidates.values()), split, work.options.rounds, progress=work.progress)
+        timed = measure(list(work.candidates.values()), requests, work.options.rounds, progress=work.progress)
     judge = Judge(
         work.recipe,
+        work.variant,
         work.dataset.test,
         work.dataset.train,
         _torch_answers(work, "teacher"),
         _torch_answers(work, work.variant.published),
+        requests.rows(0, 1),
     )
     bar = work.progress.add_task("answering the test set", total=len(work.candidates))
     for name, candidate in work.candidates.items():
@@ -233,6 +258,9 @@ def verify_gates(work: Work) -> None:
         value = stage.parity.relative_rms if low else stage.parity.relative
         advice = "keep more operators in fp32" if low else "the export or a fusion changed the function: report it"
         work.gates.append(Gate(f"parity of {stage.name}", value, limit, advice))
+        if work.variant.spec.states and not low:
+            name = f"{stage.name} in chunks against torch on whole recordings"
+            work.gates.append(Gate(name, stage.parity.max_abs, limits.streaming, "the state is not carried: report it"))
     assert chosen.parity is not None
     assert chosen.batch_invariance is not None
     work.gates += [
@@ -315,10 +343,6 @@ def run(recipe: Recipe, variant: str | None, options: Options, progress: Progres
     Raises UserError for bad input, and GateError after the report is written when a gate fails.
     """
     name, chosen = recipe.variant(variant)
-    if chosen.spec.states:
-        raise UserError(
-            f"'{chosen.spec.name}' is a streaming model: it can be trained, but this command publishes stateless models"
-        )
     progress = progress or Progress(disable=True)
     work = Work(recipe, name, chosen, options, progress)
     _require_writable(work.folder)
@@ -341,7 +365,8 @@ def _torch_answers(work: Work, network: str) -> Arrays:
     """A network's answers to the test set, computed once; torch answers alike in any company."""
     if network not in work.torch_answers:
         with torch_threads(1):  # more would wait for each other where the machine has other work too: 30 times slower
-            work.torch_answers[network] = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
+            answers = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
+            work.torch_answers[network] = streaming.meant(answers, work.variant.spec, work.dataset.test)
     return work.torch_answers[network]
 
 
@@ -370,6 +395,10 @@ def _notes(work: Work) -> list[str]:
     notes = [f"{name}: {network.note}" for name, network in work.variant.networks.items() if network.note]
     if work.plan:
         notes.append(f"{work.profile} profile; {work.plan.reason}")
+    for name, (module, sidecar) in work.networks.items():
+        if not streaming.can_stream(module, work.variant.spec):
+            figure = sidecar.metrics["test"][work.recipe.metric.name]
+            notes.append(f"{name}: answers whole recordings only, test {work.recipe.metric.name} {figure:.4g}")
     if "student" in work.networks:
         soft = work.networks["student"][1].training["soft_weight"]
         notes.insert(

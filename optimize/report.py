@@ -20,14 +20,16 @@ class MetricValue:
     value: float
     ci95: tuple[float, float]
     higher_is_better: bool
-    loss_to_teacher: float  # relative, positive is worse
+    loss_to_teacher: float  # positive is worse; a share of the teacher's, or where ``points`` says so, of 100 points
     loss_to_teacher_ci95: tuple[float, float]
+    points: bool = False
 
 
 @dataclass(frozen=True)
 class Parity:
     """Difference from the named stage: the largest, in the output's unit; the same and the root mean square as shares
-    of the output's spread; and of the task metric, relative, positive is worse, with its 95 % interval."""
+    of the output's spread; of the task metric, as ``MetricValue`` has it, with its 95 % interval; and the items whose
+    decision is another."""
 
     max_abs: float
     relative: float
@@ -35,6 +37,7 @@ class Parity:
     metric_loss: float
     metric_loss_ci95: tuple[float, float]
     reference: str
+    decision_flips: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from optimize.report import Report, Stage
 from optimize.report_plots import plots
 from optimize.report_svg import PAINT
-from optimize.report_tables import SERIES, Table, comparisons, interval, number, percent, ratio, series, tables
+from optimize.report_tables import SERIES, Table, comparisons, interval, loss, number, ratio, series, tables
 
 _TEMPLATE = "report.html.jinja"
 
@@ -92,7 +92,8 @@ def headlines(report: Report) -> list[Headline]:
     latencies = f"p50 {number(first.latency_ms.p50)} → {number(last.latency_ms.p50)} ms"
     sizes = f"{number(first.size_bytes / 1e6)} → {number(last.size_bytes / 1e6)} MB"
     better = "higher is better" if last.metric.higher_is_better else "lower is better"
-    change = percent(after / before - 1 if before else math.nan, signed=True)
+    share = (after - before) / 100 if last.metric.points else after / before - 1 if before else math.nan
+    change = loss(share, last.metric.points)
     return [
         Headline(ratio(first.latency_ms.p50, last.latency_ms.p50), "faster", latencies),
         Headline(ratio(first.size_bytes, last.size_bytes), "smaller", sizes),

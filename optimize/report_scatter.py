@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from optimize.report import Stage
 from optimize.report_labels import Box, Point, place
 from optimize.report_svg import INK, MUTED, PAINT, TEXT, WIDTH, svg
-from optimize.report_tables import number, percent, series
+from optimize.report_tables import loss, number, series
 
 _MARKER = {"torch": "o", "fp32": "s", "fp16": "^", "int8": "D", "other": "v"}
 _HEIGHT, _LABEL = 350.0, TEXT - 2
@@ -42,16 +42,16 @@ def draw(stages: Sequence[Stage], published: str) -> str:
     steps = [stage.latency_ms.p50 for stage in front], [_loss(stage)[0] for stage in front]
     axes.step(*steps, where="post", color=MUTED, linewidth=1, dashes=(4, 3))
     for stage in stages:
-        (loss, low, high), p50, kind = _loss(stage), stage.latency_ms.p50, series(stage)
+        (lost, low, high), p50, kind = _loss(stage), stage.latency_ms.p50, series(stage)
         colour, alpha = PAINT[kind][0], 1 if stage.role == "chain" else 0.6
         axes.plot([p50, p50], [low, high], color=colour, linewidth=1.2, alpha=alpha)
-        axes.plot(p50, loss, _MARKER[kind], color=colour, markersize=7, alpha=alpha)
+        axes.plot(p50, lost, _MARKER[kind], color=colour, markersize=7, alpha=alpha)
         if stage.name == published:
-            axes.plot(p50, loss, "o", markersize=15, markerfacecolor="none", markeredgecolor=colour)
+            axes.plot(p50, lost, "o", markersize=15, markerfacecolor="none", markeredgecolor=colour)
     _label(axes, stages, published)
     words = "; ".join(
         f"{stage.name} {number(stage.latency_ms.p50)} ms, {stage.metric.name} {number(stage.metric.value, 4)}, "
-        f"loss {percent(stage.metric.loss_to_teacher, signed=True)}"
+        f"loss {loss(stage.metric.loss_to_teacher, stage.metric.points)}"
         for stage in stages
     )
     names = ", ".join(stage.name for stage in front)
@@ -73,22 +73,26 @@ def _scales(axes: Axes, stages: Sequence[Stage]) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("p50 latency, ms")
-    axes.set_ylabel("loss to teacher, %")
+    axes.set_ylabel(f"loss to teacher, {'points' if stages[0].metric.points else '%'}")
     _metric_axis(axes, min(stages, key=lambda stage: abs(_loss(stage)[0])))
 
 
 def _metric_axis(axes: Axes, stage: Stage) -> None:
     """The metric's own unit on the right, by way of the teacher's value, which any stage's loss gives away."""
-    worse = -0.01 if stage.metric.higher_is_better else 0.01
-    teacher = stage.metric.value / (1 + worse * _loss(stage)[0])
+    worse = -1.0 if stage.metric.higher_is_better else 1.0
+    if stage.metric.points:
+        teacher = stage.metric.value - worse * _loss(stage)[0]
+    else:
+        teacher = stage.metric.value / (1 + worse * _loss(stage)[0] / 100)
+        worse *= teacher / 100
 
-    def metric(loss: ArrayLike) -> ArrayLike:
-        return teacher * (1 + worse * np.asarray(loss, float))
+    def metric(lost: ArrayLike) -> ArrayLike:
+        return teacher + worse * np.asarray(lost, float)
 
-    def loss(metric: ArrayLike) -> ArrayLike:
-        return (np.asarray(metric, float) / teacher - 1) / worse
+    def lost(metric: ArrayLike) -> ArrayLike:
+        return (np.asarray(metric, float) - teacher) / worse
 
-    axes.secondary_yaxis("right", functions=(metric, loss)).set_ylabel(stage.metric.name)
+    axes.secondary_yaxis("right", functions=(metric, lost)).set_ylabel(stage.metric.name)
 
 
 def _label(axes: Axes, stages: Sequence[Stage], published: str) -> None:

@@ -92,6 +92,11 @@ def percent(fraction: float, signed: bool = False) -> str:
     return f"{fraction * 100:{'+' if signed else ''}.2f} %".replace("-", "−") if math.isfinite(fraction) else "n/a"
 
 
+def loss(share: float, points: bool) -> str:
+    """A loss of the task metric with its sign: of a percentage in points, else as a share of it."""
+    return percent(share, signed=True).replace("%", "points" if points else "%")
+
+
 def ratio(before: float, after: float) -> str:
     return f"{number(before / after)}×" if after else "n/a"
 
@@ -124,16 +129,16 @@ def _accuracy(report: Report) -> Table:
         "stage": lambda stage: stage.name,
         f"{_metric(report)} (95 % interval)": lambda stage: interval(stage.metric),
         "loss to teacher (95 % interval)": lambda stage: _loss(
-            stage.metric.loss_to_teacher, stage.metric.loss_to_teacher_ci95
+            stage.metric.loss_to_teacher, stage.metric.loss_to_teacher_ci95, stage.metric.points
         ),
         **{name: partial(_also, name) for name in (report.stages[0].also if report.stages else {})},
-        "loss to the same network in torch": lambda stage: _change(stage.parity),
+        "loss to the same network in torch": lambda stage: _change(stage),
         "largest difference (of the spread)": lambda stage: _parity(stage.parity),
         "weights quantised": lambda stage: percent(stage.quantized.weight_bytes_fraction) if stage.quantized else "",
         "products quantised": lambda stage: percent(stage.quantized.mac_fraction) if stage.quantized else "",
     }
     references = " or ".join(sorted({stage.parity.reference for stage in report.stages if stage.parity}))
-    note = "Loss is relative; positive is worse; its interval is that of the paired difference."
+    note = "Positive losses are worse; their intervals are those of the paired difference."
     note += f" The largest difference of an output is from {references}." if references else ""
     return _stage_table("Accuracy", report, report.stages, columns, note)
 
@@ -228,19 +233,20 @@ def _metric(report: Report) -> str:
     return report.stages[0].metric.name if report.stages else "metric"
 
 
-def _loss(loss: float, interval: tuple[float, float]) -> str:
+def _loss(share: float, interval: tuple[float, float], points: bool) -> str:
     low, high = interval
-    if loss == low == high == 0:
+    if share == low == high == 0:
         return "0"
-    return f"{percent(loss, True)} ({percent(low, True).removesuffix(' %')} to {percent(high, True)})"
+    return f"{loss(share, points)} ({percent(low, True).removesuffix(' %')} to {percent(high, True).removesuffix(' %')})"
 
 
 def _also(name: str, stage: Stage) -> str:
     return number(stage.also[name]) if name in stage.also else ""
 
 
-def _change(parity: Parity | None) -> str:
-    return _loss(parity.metric_loss, parity.metric_loss_ci95) if parity else ""
+def _change(stage: Stage) -> str:
+    parity = stage.parity
+    return _loss(parity.metric_loss, parity.metric_loss_ci95, stage.metric.points) if parity else ""
 
 
 def _parity(parity: Parity | None) -> str:

@@ -75,6 +75,7 @@ def fit(
     batch_size = min(settings.batch_size, len(train))
     steps = len(train) // batch_size
     total = steps * settings.epochs
+    answer = recipe.forward or (lambda module, inputs, _: call(module, spec, inputs))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         settings.learning_rate,
@@ -109,6 +110,8 @@ def fit(
             continue
         if fresh:
             train = fresh(epoch + 1)
+        if recipe.sizes:
+            items = _similar(items, recipe.sizes(train), batch_size, np.random.default_rng((settings.seed, epoch)))
         module.train()
         total_loss = 0.0
         for step in range(steps):
@@ -117,11 +120,14 @@ def fit(
             if recipe.augment:
                 inputs, targets = recipe.augment(inputs, targets)
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
-                outputs = call(module, spec, inputs)
+                outputs = answer(module, inputs, targets)
                 loss = recipe.loss(outputs, targets)
                 if teacher is not None:
                     with torch.no_grad():
-                        answers = call(teacher, spec, inputs)
+                        answers = answer(teacher, inputs, targets)
+                    if settings.soft_delay:
+                        assert recipe.delay is not None, "checked by the recipe"
+                        answers = recipe.delay(answers, settings.soft_delay)
                     soft = (recipe.soft_loss or recipe.loss)(outputs, answers)
                     loss = settings.soft_weight * soft + (1 - settings.soft_weight) * loss
             optimiser.zero_grad()
@@ -157,7 +163,7 @@ def train_network(
 ) -> Sidecar:
     """Train a network of a variant, round it to half precision, measure that and save it with its sidecar."""
     spec, network = recipe.variants[variant].spec, recipe.variants[variant].networks[name]
-    path = path_of(checkpoints, recipe.name, recipe.weights(variant), name)
+    path = path_of(checkpoints, recipe.name, recipe.weights(variant, name), name)
     partial = Partial(path.with_suffix(".partial"), f"{name}: {network.config}, {network.training}")
     result = fit(
         recipe,
@@ -180,7 +186,7 @@ def train_network(
     metrics["baselines_test"] = {label: baseline(dataset.test) for label, baseline in recipe.baselines.items()}
     sidecar = Sidecar(
         recipe=recipe.name,
-        variant=recipe.weights(variant),
+        variant=recipe.weights(variant, name),
         network=name,
         parameters=sum(parameter.numel() for parameter in result.module.parameters()),
         config=asdict(network.config),
@@ -234,6 +240,18 @@ def _batch(arrays: Arrays, items: NDArray[np.int64]) -> Tensors:
     return {name: torch.from_numpy(array[items]) for name, array in arrays.items()}
 
 
+def _similar(
+    items: NDArray[np.int64], sizes: NDArray[np.int64], batch_size: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """The items in another order: batches of similar sizes, sorted within every 50 batches, in random order."""
+    whole = items[: len(items) // batch_size * batch_size]
+    pool = 50 * batch_size
+    pools = [whole[start : start + pool] for start in range(0, len(whole), pool)]
+    batches = np.concatenate([part[np.argsort(sizes[part], kind="stable")] for part in pools])
+    shuffled: NDArray[np.int64] = random.permutation(batches.reshape(-1, batch_size)).reshape(-1)
+    return shuffled
+
+
 def _best(metric: Metric, values: list[float]) -> int:
     return int(np.argmax(values) if metric.higher_is_better else np.argmin(values))
 
@@ -248,12 +266,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
     name, variant = recipe.variant(options.variant)
-    networks = [key for key in variant.networks if key != "student"] if options.network == ["all"] else options.network
+    own = [key for key, network in variant.networks.items() if key != "student" and not network.weights_of]
+    networks = own if options.network == ["all"] else options.network
     for network in networks:
-        if network not in variant.networks or network == "student":
-            trainable = ", ".join(key for key in variant.networks if key != "student")
+        if network in variant.networks and (origin := variant.networks[network].weights_of):
             raise UserError(
-                f"variant '{name}' has no network '{network}' to train; choose from {trainable} or all; "
+                f"the {network} of variant '{name}' is that of variant '{origin}'; train it with --variant {origin}, "
+                f"or choose from {', '.join(own)}"
+            )
+        if network not in own:
+            raise UserError(
+                f"variant '{name}' has no network '{network}' to train; choose from {', '.join(own)} or all; "
                 "the student is trained by python -m optimize.distill"
             )
     if options.cross_validate is not None and options.cross_validate < 2:
@@ -285,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "%s: test %s, %s",
             network,
             sidecar.metrics["test"],
-            path_of(options.checkpoints, recipe.name, recipe.weights(name), network),
+            path_of(options.checkpoints, recipe.name, recipe.weights(name, network), network),
         )
 
 

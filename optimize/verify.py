@@ -51,7 +51,7 @@ class BatchInvariance:
 
     max_abs_drift: largest difference between an item's answer alone and in company, in the output's unit; drift: the
     same for each kind of company. decision_flips: most items whose decision changed in one of them (0 where the recipe
-    has no decisions). cases: items compared. metric_change: relative change of the task metric in shuffled batches.
+    has no decisions). cases: items compared. metric_change: ``Metric.loss`` in shuffled batches, unsigned.
     """
 
     max_abs_drift: float
@@ -98,6 +98,11 @@ def relative(distance: Callable[[Arrays, Arrays], float], outputs: Arrays, refer
     return _largest(shares)
 
 
+def real(outputs: Arrays) -> Arrays:
+    """The outputs that are real numbers, which may differ a little; all, if there is none."""
+    return {name: values for name, values in outputs.items() if values.dtype.kind == "f"} or outputs
+
+
 def _largest(values: Iterable[float]) -> float:
     """Unlike Python's own, NaN if there is one anywhere."""
     return float(np.max(list(values)))
@@ -114,7 +119,7 @@ def batch_invariance(
         drift[kind] = max_abs(together, alone)
         flips = max(flips, int(np.sum(decision(alone) != decision(together))) if decision else 0)
         if kind == "shuffled":
-            change = abs(relative_change(metric(together, split) - before, before))
+            change = abs(metric.loss(metric(together, split), before))
     return BatchInvariance(_largest(drift.values()), flips, len(split), change, drift)
 
 
@@ -136,12 +141,21 @@ def _reordered(rows: Arrays) -> tuple[Arrays, NDArray[np.intp]]:
 
 
 def _joined_by(rows: Arrays, extra: Callable[[NDArray[np.generic]], NDArray[np.generic]]) -> Arrays:
-    """The rows and half as many more, made from the first ones; integers such as ids and lengths are repeated."""
+    """The rows and half as many more, made from the first ones.
+
+    Integers such as ids and lengths are repeated, but for those of 16 bits: they are samples of sound.
+    """
     half = max(len(next(iter(rows.values()))) // 2, 1)
+    made = {name: values.dtype.kind == "f" or values.dtype == np.int16 for name, values in rows.items()}
     return {
-        name: np.concatenate([values, extra(values[:half]) if values.dtype.kind == "f" else values[:half]])
+        name: np.concatenate([values, extra(values[:half]) if made[name] else values[:half]])
         for name, values in rows.items()
     }
+
+
+def _ten_times_as_large(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    larger = 10 * values.astype(float)
+    return (np.clip(larger, -32768, 32767) if values.dtype == np.int16 else larger).astype(values.dtype)
 
 
 def _keeping(rows: Arrays, batch: Arrays) -> tuple[Arrays, NDArray[np.intp]]:
@@ -152,9 +166,7 @@ Company = Callable[[Arrays], tuple[Arrays, NDArray[np.intp]]]
 COMPANIES: dict[str, Company] = {
     "shuffled": lambda rows: _keeping(rows, rows),
     "reordered": _reordered,
-    "with outliers": lambda rows: _keeping(
-        rows, _joined_by(rows, lambda values: (10 * values.astype(float)).astype(values.dtype))
-    ),
+    "with outliers": lambda rows: _keeping(rows, _joined_by(rows, _ten_times_as_large)),
     "padded with zeros": lambda rows: _keeping(rows, _joined_by(rows, np.zeros_like)),
 }
 """Kinds of company: the rows asked about to the batch they are sent in, and where in it they are."""
@@ -167,29 +179,18 @@ def confidence(metric: Metric, statistics: NDArray[np.float64], groups: NDArray[
     return float(low), float(high)
 
 
-def relative_loss(
+def metric_loss(
     metric: Metric, ours: NDArray[np.float64], reference: NDArray[np.float64], groups: NDArray[np.int64]
 ) -> tuple[float, float, float]:
-    """How much worse ours is than the reference, relative, with its 95 % interval by paired bootstrap.
-
-    Positive is worse, whichever way the metric points.
-    """
+    """``Metric.loss`` of ours to the reference, with its 95 % interval by paired bootstrap."""
 
     def loss(sums: NDArray[np.float64]) -> float:
         k = ours.shape[1]
-        value, base = metric.value(sums[:k]), metric.value(sums[k:])
-        return relative_change(base - value if metric.higher_is_better else value - base, base)
+        return metric.loss(metric.value(sums[:k]), metric.value(sums[k:]))
 
     both = np.concatenate([ours, reference], axis=1)
     low, high = np.percentile([loss(sums) for sums in _resampled(both, groups)], (2.5, 97.5))
     return loss(both.sum(axis=0)), float(low), float(high)
-
-
-def relative_change(change: float, base: float) -> float:
-    """A change as a share of the base; infinite where the base is 0 and there is a change at all."""
-    if base == 0:
-        return math.copysign(math.inf, change) if change else 0.0
-    return change / abs(base)
 
 
 def _resampled(statistics: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:

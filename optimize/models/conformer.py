@@ -9,13 +9,11 @@ keeps every frame from looking beyond the end of its own chunk. A frame is 40 ms
 and to the ``left_context`` frames before the chunk; convolutions look back only. So nothing looks ahead of
 the chunk, and the end of a recording needs no flush.
 
-The interface. ``pcm`` is int16 at 16 kHz, a chunk a whole number of frames long. ``lengths`` says how many of its
-samples are meant; what follows them is ignored. Only the last chunk of a recording may be short, or even empty; were
-the stream to go on after it, the gap would count as frames that nobody may attend to. Of the outputs, the first
-``output_lengths`` frames are meant. ``tokens`` holds a word where one is recognised, and 0 elsewhere.
+``speech_encoder`` tells the interface, and what is before and after the blocks. Only the last chunk of a recording may
+be short; were the stream to go on after it, the gap would count as frames that nobody may attend to.
 
 The encoder is that of Gulati et al. (2020), see ``conformer_block``, trained with chunks of changing size as in Zhang
-et al. (2020); the output is CTC (Graves et al., 2006), decoded greedily.
+et al. (2020).
 """
 
 from __future__ import annotations
@@ -25,14 +23,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from optimize.errors import UserError
 from optimize.models.conformer_block import CHUNK_FRAMES, MASKED, ConformerBlock, ConformerConfig, RelativePositions
-from optimize.models.frontend import HOP, TAIL, FeatureMasks, LogMel
+from optimize.models.speech_encoder import (
+    FRAME_SAMPLES,
+    CTCOutputs,
+    SpeechEncoder,
+    check_chunk,
+    features_spec,
+    pad_to_chunks,
+    samples_spec,
+    token_spec,
+    trim_to_samples,
+    zeros,
+)
 from optimize.specs import StateSpec
-
-SUBSAMPLING = 4
-FRAME_SAMPLES = SUBSAMPLING * HOP  # 640 samples, 40 ms
-BLANK = 0
 
 
 class ConformerState(NamedTuple):
@@ -53,127 +57,80 @@ class ConformerState(NamedTuple):
     token: Tensor
 
 
-class ConformerOutputs(NamedTuple):
-    """log_probs: (batch, frames, vocabulary). tokens: (batch, frames) int64, 0 where no new word. output_lengths:
-    (batch, 1) int64, how many frames are meant."""
-
-    log_probs: Tensor
-    tokens: Tensor
-    output_lengths: Tensor
-
-
-class Conformer(nn.Module):
+class Conformer(SpeechEncoder):
     """Front end, subsampling to frames of 40 ms, Conformer blocks, output."""
 
     def __init__(self, config: ConformerConfig) -> None:
-        super().__init__()
+        super().__init__(config.front_end, config.width)
         self.config = config
-        self.front_end = LogMel(config.front_end)
-        self.mask_features = FeatureMasks()
-        inputs = 2 * SUBSAMPLING * config.front_end.mels  # this frame's features and the last one's
-        self.subsampling = nn.Sequential(
-            nn.Linear(inputs, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
-        )
         self.positions = RelativePositions(config.heads, config.left_context)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.layers))
         self.output = nn.Linear(config.width, config.vocabulary)
 
     def initial_state(self, batch_size: int) -> ConformerState:
         """The state of streams that have heard nothing: zeros."""
-        specs = state_specs(self.config)
-        device = self.output.weight.device
-        return ConformerState(
-            *(torch.zeros(batch_size, *spec.shape, dtype=getattr(torch, spec.dtype), device=device) for spec in specs)
-        )
+        return ConformerState(*zeros(state_specs(self.config), batch_size, self.output.weight.device))
 
-    def forward(self, pcm: Tensor, lengths: Tensor) -> ConformerOutputs:
+    def forward(self, pcm: Tensor, lengths: Tensor) -> CTCOutputs:
         """Whole utterances, pcm (batch, samples) int16 and lengths (batch, 1) in samples.
 
-        In training, each call draws one of the chunk sizes; else it is the configuration's.
+        In training, each call draws one of the chunk sizes; else it is the configuration's. The answer has a frame for
+        every 640 samples begun, whatever the chunk.
         """
         chunk = self.config.chunk
         if self.training:
             chunk = CHUNK_FRAMES[int(torch.randint(len(CHUNK_FRAMES), ()))]
-        samples = max(int(pcm.shape[1]), 1)
-        whole = -(-samples // (chunk * FRAME_SAMPLES)) * chunk * FRAME_SAMPLES
-        padded = nn.functional.pad(pcm, (0, whole - int(pcm.shape[1])))
-        outputs, _ = self._advance(padded, lengths, self.initial_state(len(pcm)), chunk)
-        return outputs
+        outputs, _ = self._advance(pad_to_chunks(pcm, chunk), lengths, self.initial_state(pcm.shape[0]), chunk)
+        return trim_to_samples(outputs, int(pcm.shape[1]))
 
-    def forward_chunk(
-        self, pcm: Tensor, lengths: Tensor, state: ConformerState
-    ) -> tuple[ConformerOutputs, ConformerState]:
+    def forward_chunk(self, pcm: Tensor, lengths: Tensor, state: ConformerState) -> tuple[CTCOutputs, ConformerState]:
         """One chunk of every stream, pcm (batch, samples) int16 and lengths (batch, 1), and the states.
 
         Raises UserError: samples are no whole number of frames, or more than the longest chunk.
         """
         samples = int(pcm.shape[1])
-        if samples % FRAME_SAMPLES or not 0 < samples <= max(CHUNK_FRAMES) * FRAME_SAMPLES:
-            raise UserError(
-                f"a chunk of {samples} samples: expected a multiple of {FRAME_SAMPLES}, at most "
-                f"{max(CHUNK_FRAMES) * FRAME_SAMPLES}; pad it and say in lengths how many are meant"
-            )
+        check_chunk(samples, max(CHUNK_FRAMES))
         return self._advance(pcm, lengths, state, samples // FRAME_SAMPLES)
 
     def _advance(
         self, pcm: Tensor, lengths: Tensor, state: ConformerState, chunk: int
-    ) -> tuple[ConformerOutputs, ConformerState]:
+    ) -> tuple[CTCOutputs, ConformerState]:
         """(batch, frames * 640) samples, to be seen in chunks of ``chunk`` frames."""
-        frames = int(pcm.shape[1]) // FRAME_SAMPLES
-        meant = torch.arange(frames * FRAME_SAMPLES, device=pcm.device, dtype=lengths.dtype) < lengths
-        samples = torch.cat([state.samples, pcm.float() * (1 / 32768) * meant], dim=1)
-        with torch.autocast(pcm.device.type, enabled=False):
-            mels = self.mask_features(self.front_end(samples))
-        features = torch.cat([state.features, mels.reshape(-1, frames, int(state.features.shape[2]))], dim=1)
-        x = self.subsampling(torch.cat([features[:, :-1], features[:, 1:]], dim=2))
+        frames = self.hear(pcm, lengths, state.samples, state.features)
+        x = self.subsampling(frames.features)
 
-        heard = meant[:, ::FRAME_SAMPLES]
-        valid = torch.cat([state.valid, heard.float()], dim=1)
-        bias = self.positions(frames, chunk) + ((1 - valid) * MASKED)[:, None, None]
+        valid = torch.cat([state.valid, frames.heard.float()], dim=1)
+        bias = self.positions(int(x.shape[1]), chunk) + ((1 - valid) * MASKED)[:, None, None]
         attention, convolution = [], []
-        attention_caches = torch.split(state.attention, 2 * self.config.heads, dim=1)
+        attention_caches = torch.split(state.attention, self.config.heads, dim=1)
         convolution_caches = torch.split(state.convolution, self.config.width, dim=2)
-        for block, *caches in zip(self.blocks, attention_caches, convolution_caches, strict=True):
-            x, keys_values, convolved = block(x, bias, *caches)
-            attention.append(keys_values)
+        caches = zip(attention_caches[::2], attention_caches[1::2], convolution_caches, strict=True)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, keys, values, convolved = block(x, bias, *cache)
+            attention += [keys, values]
             convolution.append(convolved)
 
-        log_probs = torch.log_softmax(self.output(x).float(), dim=-1)
-        labels = log_probs.argmax(dim=-1) * heard
-        before = torch.cat([state.token, labels[:, :-1]], dim=1)
-        outputs = ConformerOutputs(log_probs, labels * (labels != before), heard.sum(dim=1, keepdim=True))
+        outputs, token = self.recognise(x, frames.heard, state.token)
         return outputs, ConformerState(
-            samples=samples[:, -TAIL:],
-            features=features[:, -1:],
+            samples=frames.last_samples,
+            features=frames.last_features,
             valid=valid[:, -self.config.left_context :],
             attention=_latest(state.attention, torch.cat(attention, dim=1), dim=2),
             convolution=_latest(state.convolution, torch.cat(convolution, dim=2), dim=1),
-            token=labels[:, -1:],
+            token=token,
         )
-
-
-class ConformerStep(nn.Module):
-    """``forward_chunk`` with the state as plain arguments and results, in the order of ``state_specs``: for export."""
-
-    def __init__(self, conformer: Conformer) -> None:
-        super().__init__()
-        self.conformer = conformer
-
-    def forward(self, pcm: Tensor, lengths: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        outputs, next_state = self.conformer.forward_chunk(pcm, lengths, ConformerState(*state))
-        return (*outputs, *next_state)
 
 
 def state_specs(config: ConformerConfig) -> tuple[StateSpec, ...]:
     """The tensors of ``ConformerState``, in its order, without the batch axis."""
     head = config.width // config.heads
     return (
-        StateSpec("samples", "float32", (TAIL,)),
-        StateSpec("features", "float32", (1, SUBSAMPLING * config.front_end.mels)),
+        samples_spec(),
+        features_spec(config.front_end),
         StateSpec("valid", "float32", (config.left_context,)),
         StateSpec("attention", "float32", (config.layers * 2 * config.heads, config.left_context, head)),
         StateSpec("convolution", "float32", (config.kernel - 1, config.layers * config.width)),
-        StateSpec("token", "int64", (1,)),
+        token_spec(),
     )
 
 

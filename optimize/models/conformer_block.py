@@ -71,16 +71,16 @@ class ConformerBlock(nn.Module):
                 last.weight.mul_(0.1)
 
     def forward(
-        self, x: Tensor, bias: Tensor, attention_cache: Tensor, convolution_cache: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (batch, frames, width) to the same, and what the caches gain: keys and values, convolution inputs."""
+        self, x: Tensor, bias: Tensor, key_cache: Tensor, value_cache: Tensor, convolution_cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (batch, frames, width) to the same, and what the caches gain: keys, values, convolution inputs."""
         x = x + self.dropout(self.feed_forward_1(x))
-        attended, keys_values = self.attention(x, bias, attention_cache)
+        attended, keys, values = self.attention(x, bias, key_cache, value_cache)
         x = x + self.dropout(attended)
         mixed, convolved = self.convolution(x, convolution_cache)
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.feed_forward_2(x))
-        return self.norm(x), keys_values, convolved
+        return self.norm(x), keys, values, convolved
 
 
 class ChunkAttention(nn.Module):
@@ -93,15 +93,14 @@ class ChunkAttention(nn.Module):
         self.queries_keys_values = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, bias: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """x (batch, frames, width), bias (batch, heads, frames, keys), cache (batch, 2 heads, left_context, head)."""
+    def forward(self, x: Tensor, bias: Tensor, key_cache: Tensor, value_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (batch, frames, width), bias (batch, heads, frames, keys), caches (batch, heads, left_context, head)."""
         frames = int(x.shape[1])
         projected = self.queries_keys_values(self.norm(x)).reshape(-1, frames, 3 * self.heads, self.head)
-        queries, new = torch.split(projected.transpose(1, 2), [self.heads, 2 * self.heads], dim=1)
-        keys, values = torch.split(torch.cat([cache, new], dim=2), self.heads, dim=1)
-        scores = (queries * self.head**-0.5) @ keys.transpose(2, 3) + bias
-        attended = torch.softmax(scores, dim=-1) @ values
-        return self.output(attended.transpose(1, 2).reshape(-1, frames, self.heads * self.head)), new
+        queries, keys, values = torch.split(projected.transpose(1, 2), self.heads, dim=1)
+        scores = (queries * self.head**-0.5) @ torch.cat([key_cache, keys], dim=2).transpose(2, 3) + bias
+        attended = torch.softmax(scores, dim=-1) @ torch.cat([value_cache, values], dim=2)
+        return self.output(attended.transpose(1, 2).reshape(-1, frames, self.heads * self.head)), keys, values
 
 
 class CausalConvolution(nn.Module):

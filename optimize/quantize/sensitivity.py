@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from optimize import command, fuse, onnx_export, recipes, verify
-from optimize.benchmark import session
+from optimize import command, fuse, onnx_export, recipes, streaming, verify
+from optimize.benchmark import runner, session
 from optimize.checkpoint import load_checkpoint, path_of, replace_file
 from optimize.data.dataset import Arrays, Split
 from optimize.errors import UserError
@@ -31,6 +31,7 @@ from optimize.quantize.method import FP32, PROFILES, Profile
 from optimize.quantize.plan import Choices
 from optimize.quantize.tune import calibration_feeds
 from optimize.recipes import Metric
+from optimize.specs import ModelSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -94,11 +95,16 @@ def exclude(choices: Choices, found: Sensitivity) -> Choices:
 
 
 def metric_loss(
-    model: ModelProto, metric: Metric, split: Split, calibration: list[Arrays], journal: Path | None = None
+    model: ModelProto,
+    spec: ModelSpec,
+    metric: Metric,
+    split: Split,
+    calibration: list[Arrays],
+    journal: Path | None = None,
 ) -> Loss:
-    """The relative loss of some choices against ``model`` on a split; what the journal already holds is not run.
+    """``Metric.loss`` of some choices to ``model`` on a split; what the journal already holds is not run.
 
-    calibration: the requests on which ranges are observed, those that the published model is calibrated on. Raises
+    spec: the model's; one with states is run chunk by chunk. calibration: the requests on which ranges are observed, those that the published model is calibrated on. Raises
     UserError for a journal that cannot be read.
     """
     digest = hashlib.sha256(model.SerializeToString(deterministic=True) + metric.name.encode())
@@ -113,12 +119,7 @@ def metric_loss(
         key = f"{identity} {json.dumps(methods)}"
         if key not in known:
             graph = quantize(model, choices, calibrate(model, calibration, choices))
-            opened = session(graph.SerializeToString())
-            names = [output.name for output in opened.get_outputs()]
-
-            def run(inputs: Arrays) -> Arrays:
-                return dict(zip(names, opened.run(names, inputs), strict=True))
-
+            run = streaming.whole(runner(session(graph.SerializeToString())), spec)
             known[key] = metric(verify.answers(run, split), split)
             if journal:
                 replace_file(journal, json.dumps(known, indent=2).encode())
@@ -126,7 +127,7 @@ def metric_loss(
 
     def loss(choices: Choices) -> float:
         base, ours = value({}), value(choices)
-        return verify.relative_change(base - ours if metric.higher_is_better else ours - base, base)
+        return metric.loss(ours, base)
 
     return loss
 
@@ -152,13 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"'{recipe.name}' has no plan yet; run python -m optimize.export --quantize first")
     profile: Profile = options.profile or committed.profile
     network = variant.networks[variant.published]
-    path = path_of(options.checkpoints, recipe.name, recipe.weights(name), variant.published)
+    path = path_of(options.checkpoints, recipe.name, recipe.weights(name, variant.published), variant.published)
     module, _ = load_checkpoint(path, network)
-    model, _ = fuse.fuse(onnx_export.export(module, variant.spec, variant.opset_version))
+    step = streaming.served(module, variant.spec)
+    model, _ = fuse.fuse(onnx_export.export(step, variant.spec, variant.opset_version))
     journal = options.artifacts / recipe.name / name / "sensitivity.json"
     limit = variant.tolerances.metric_loss if options.limit is None else options.limit
     data = recipe.load(options.data)
-    loss = metric_loss(model, recipe.metric, data.validation, calibration_feeds(data.train), journal)
+    requests = streaming.steps(runner(session(model.SerializeToString())), variant.spec, data.train)
+    calibration = calibration_feeds(requests)
+    loss = metric_loss(model, variant.spec, recipe.metric, data.validation, calibration, journal)
     with command.progress() as progress:
         found = search(committed.choices[profile], loss, limit, progress)
     table = Table("operator", "method", f"loss of {recipe.metric.name} alone", "left without it")

@@ -63,11 +63,13 @@ def tune(
     rounds: int = _ROUNDS,
     progress: Progress | None = None,
     calibrated: bool = True,
+    keep: Sequence[str] = (),
 ) -> Plan:
     """Measure a plan of both profiles, and which of them is to be the default.
 
     requested: methods that are only tried on request, by name. calibrated: whether the requests are real ones that
-    may calibrate ranges; methods that need any are not tried otherwise.
+    may calibrate ranges; methods that need any are not tried otherwise. keep: operators with one of these in their
+    names stay in fp32.
     """
     if len(requests) < _BATCH:
         raise UserError(f"a plan is measured with at least {_BATCH} requests, {len(requests)} were given")
@@ -77,7 +79,8 @@ def tune(
     for name, node in nodes.items():
         for method in _methods(node.op_type, requested):
             needs = method.name + " needs calibration data" if method.calibrated(node) and not calibrated else ""
-            refused[name, method.name] = method.refuses(node) or needs
+            kept = next((f"'{part}' is to stay in fp32" for part in keep if part in name), "")
+            refused[name, method.name] = kept or method.refuses(node) or needs
         against = [refused[name, method.name] for method in _methods(node.op_type, requested)]
         groups.setdefault((*_group(node), *against), []).append(name)
     trials: dict[str, Choices] = {FP32: {}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -33,21 +34,36 @@ class Metric:
     """A task metric as sums over items, so that any corpus metric can be bootstrapped.
 
     statistics: (outputs, split) to (items, k) sums; value: the k sums of any set of items to the metric.
-    MAE, say, has k = 2: absolute error and count. Word error rate: errors and words.
+    MAE, say, has k = 2: absolute error and count. Word error rate: errors and words. points: the metric is a
+    percentage whose losses are counted in points, each 0.01, where others' are shares of what is lost from.
     """
 
     name: str
     higher_is_better: bool
     statistics: Callable[[Arrays, Split], NDArray[np.float64]]
     value: Callable[[NDArray[np.float64]], float]
+    points: bool = False
 
     def __call__(self, outputs: Arrays, split: Split) -> float:
         return self.value(self.statistics(outputs, split).sum(axis=0))
 
+    def loss(self, value: float, base: float) -> float:
+        """How much worse a value is than another: a share of it, infinite of 0, or points; positive is worse."""
+        change = base - value if self.higher_is_better else value - base
+        if self.points:
+            return change / 100
+        if base == 0:
+            return math.copysign(math.inf, change) if change else 0.0
+        return change / abs(base)
+
 
 @dataclass(frozen=True)
 class Training:
-    """How one network is trained. soft_weight: share of the teacher's answers in the loss when it is distilled."""
+    """How one network is trained. soft_weight: share of the teacher's answers in the loss when it is distilled.
+
+    soft_delay: steps by which the teacher's answers come late, for a student that cannot know what the teacher knows
+    at that moment (``Recipe.delay`` says what a step is).
+    """
 
     epochs: int = 20
     batch_size: int = 128
@@ -55,6 +71,7 @@ class Training:
     weight_decay: float = 1e-2
     average_decay: float = 0.995
     soft_weight: float = 0.7
+    soft_delay: int = 0
     seed: int = 1
     bfloat16: bool = False
 
@@ -63,13 +80,15 @@ class Training:
 class Network:
     """One network of a variant: ``build(config)`` is a module whose forward takes the spec's inputs in order.
 
-    note: what a reader of the report should know of it.
+    note: what a reader of the report should know of it. weights_of: another variant, whose network of the same name
+    this one is; it is trained and stored there alone.
     """
 
     build: Callable[[Any], nn.Module]
     config: Any
     training: Training = field(default_factory=Training)
     note: str = ""
+    weights_of: str | None = None
 
     def __call__(self) -> nn.Module:
         return self.build(self.config)
@@ -81,13 +100,15 @@ class Tolerances:
 
     parity_fp32: largest difference of ONNX fp32 from torch, as a share of the output's standard deviation.
     parity_int8: root mean square difference of int8 from torch, likewise: its largest is an accident of the test set.
-    metric_loss: relative loss of the task metric, published model against teacher.
-    batch_metric_change: relative change of the metric when every item shares its batch with others.
+    streaming: largest difference of ONNX fp32, chunk by chunk, from torch on whole recordings, in the output's unit.
+    metric_loss: ``Metric.loss`` of the published model to the teacher.
+    batch_metric_change: the metric's change when every item shares its batch with others, likewise.
     weight_coverage: least share of the planned weight bytes that really is in low precision.
     """
 
     parity_fp32: float = 1e-4
     parity_int8: float = 0.02
+    streaming: float = 1e-4
     metric_loss: float = 0.01
     batch_metric_change: float = 0.001
     weight_coverage: float = 0.95
@@ -100,7 +121,8 @@ class Variant:
     networks: ``teacher`` at least; ``student`` if there is one to publish in its stead; ``undistilled``, its twin
     trained on hard targets alone; and any number of ``small_*``, among which the report looks for the smallest
     torch model that answers as well as the teacher. methods: quantisation methods to try besides the usual ones, such
-    as "nbits4" or "int8_table". weights_of: another variant whose trained networks this one uses, if it has none.
+    as "nbits4" or "int8_table". keep: parts of the network (as in "front_end") whose operators stay in fp32.
+    weights_of: another variant whose trained networks this one uses, if it has none.
     """
 
     spec: ModelSpec
@@ -109,6 +131,7 @@ class Variant:
     tolerances: Tolerances = field(default_factory=Tolerances)
     opset_version: int = 17
     methods: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     weights_of: str | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +153,12 @@ class Recipe:
     the training split (to set normalisation). folds: rolling-origin or other cross-validation splits.
     baselines: metric values of answers that need no network, by name, on a split. also: further figures that are
     reported but not gated, by name: (outputs, split, training split) to a number. decision: outputs to the (items,)
-    decisions that users act on, such as the best class; the report counts how many flip in company.
+    decisions that users act on, such as the best class; the report counts how many flip in company. delay: the
+    teacher's answers, so many steps later, for a student whose training has a soft_delay.
+
+    For networks that write sequences: forward: how one answers in training, (module, inputs, targets) to what the
+    losses compare, if not by its own forward, which searches. relabel: (teacher, training split) to the split that
+    its student learns from. sizes: (items,) by which items are sorted, so that those of one batch need little padding.
     """
 
     name: str
@@ -139,6 +167,10 @@ class Recipe:
     metric: Metric
     variants: dict[str, Variant]
     soft_loss: Callable[[Tensors, Tensors], Tensor] | None = None
+    delay: Callable[[Tensors, int], Tensors] | None = None
+    forward: Callable[[nn.Module, Tensors, Tensors], Tensors] | None = None
+    relabel: Callable[[nn.Module, Split], Split] | None = None
+    sizes: Callable[[Split], NDArray[np.int64]] | None = None
     augment: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]] | None = None
     prepare: Callable[[nn.Module, Split], None] | None = None
     folds: Callable[[Path | None, int], Iterator[tuple[Split, Split]]] | None = None
@@ -158,6 +190,17 @@ class Recipe:
                 raise UserError(
                     f"recipe '{self.name}', variant '{name}': no variant '{variant.weights_of}' for weights_of"
                 )
+            for key, network in variant.networks.items():
+                origin = self.variants.get(network.weights_of or name)
+                if origin is None or key not in origin.networks:
+                    raise UserError(
+                        f"recipe '{self.name}', variant '{name}', network '{key}': no variant '{network.weights_of}' "
+                        f"with a network '{key}' for weights_of"
+                    )
+                if network.training.soft_delay and self.delay is None:
+                    raise UserError(
+                        f"recipe '{self.name}', variant '{name}', network '{key}': soft_delay needs the recipe's delay"
+                    )
 
     @property
     def default_variant(self) -> str:
@@ -172,9 +215,10 @@ class Recipe:
         variant = self.variants[name]
         return name, replace(variant, serving=saved[name]) if name in saved else variant
 
-    def weights(self, variant: str) -> str:
-        """The variant under whose name the networks of ``variant`` are trained and stored."""
-        return self.variants[variant].weights_of or variant
+    def weights(self, variant: str, network: str) -> str:
+        """The variant under whose name a network of ``variant`` is trained and stored."""
+        origin = self.variants[variant].weights_of or variant
+        return self.variants[origin].networks[network].weights_of or origin
 
     def save_serving(self, variant: str, serving: ServingSpec) -> Path:
         """Keep a ServingSpec beside the recipe, where ``variant`` finds it."""

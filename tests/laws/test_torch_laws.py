@@ -1,6 +1,9 @@
-"""The four laws, on torch: a small Conformer with random weights, random audio, random lengths and company."""
+"""The four laws, on torch: small encoders with random weights, random audio, random lengths and company."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from optimize.models.conformer import FRAME_SAMPLES, Conformer, ConformerState
+from optimize.models.conformer import Conformer
 from optimize.models.conformer_block import CHUNK_FRAMES, ConformerConfig
 from optimize.models.frontend import FrontEndConfig
+from optimize.models.recurrent import RecurrentConfig, RecurrentEncoder
+from optimize.models.speech_encoder import FRAME_SAMPLES
 from tests.laws import laws
 from tests.laws.laws import Answer, Pcm, State
 
@@ -20,34 +25,51 @@ SECONDS_2 = 2 * 16_000
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-class TorchStreaming:
-    """A Conformer as the laws see it, at one chunk size."""
+FRONT_END = FrontEndConfig(bins=32, mels=16)
+ENCODERS = [*((kind, 8) for kind in ("lstm", "gru")), ("gru", 1), *(("conformer", size) for size in CHUNK_FRAMES)]
 
-    def __init__(self, module: Conformer, chunk: int) -> None:
+Encoder = Conformer | RecurrentEncoder
+E = TypeVar("E", Conformer, RecurrentEncoder)
+
+
+class TorchStreaming:
+    """An encoder as the laws see it, at one chunk size."""
+
+    def __init__(self, module: Encoder, chunk: int) -> None:
         self.module, self.chunk_samples = module, chunk * FRAME_SAMPLES
-        self.whole = conformer(chunk)
-        self.whole.load_state_dict(module.state_dict())
+        self.whole: Encoder = module
+        if isinstance(module, Conformer):
+            self.whole = Conformer(replace(module.config, chunk=chunk)).eval()
+            self.whole.load_state_dict(module.state_dict())
 
     def initial_state(self, batch: int) -> State:
         return tuple(part.numpy() for part in self.module.initial_state(batch))
 
     def step(self, pcm: Pcm, lengths: NDArray[np.int32], state: State) -> tuple[Answer, State]:
         with torch.inference_mode():
-            outputs, after = self.module.forward_chunk(
-                torch.from_numpy(pcm), torch.from_numpy(lengths), ConformerState(*map(torch.from_numpy, state))
-            )
+            before = self.state(state)
+            outputs, after = self.module.forward_chunk(torch.from_numpy(pcm), torch.from_numpy(lengths), before)
         return Answer(*(part.numpy() for part in outputs)), tuple(part.numpy() for part in after)
 
     def offline(self, pcm: Pcm, lengths: NDArray[np.int32]) -> Answer:
         with torch.inference_mode():
             return Answer(*(part.numpy() for part in self.whole(torch.from_numpy(pcm), torch.from_numpy(lengths))))
 
+    def state(self, parts: State) -> Any:
+        return type(self.module.initial_state(1))(*map(torch.from_numpy, parts))
 
-def conformer(chunk: int) -> Conformer:
+
+class Forgetful(TorchStreaming):
+    """Hears every chunk as if it were the first."""
+
+    def step(self, pcm: Pcm, lengths: NDArray[np.int32], state: State) -> tuple[Answer, State]:
+        return super().step(pcm, lengths, self.initial_state(len(pcm)))
+
+
+def conformer() -> Conformer:
     torch.manual_seed(0)
     config = ConformerConfig(
-        layers=2, width=32, heads=2, feed_forward=32, kernel=4, left_context=10, chunk=chunk,
-        front_end=FrontEndConfig(bins=32, mels=16),
+        layers=2, width=32, heads=2, feed_forward=32, kernel=4, left_context=10, front_end=FRONT_END
     )  # fmt: skip
     module = Conformer(config).eval()
     with torch.no_grad():
@@ -55,17 +77,37 @@ def conformer(chunk: int) -> Conformer:
             if isinstance(linear, torch.nn.Linear):
                 torch.nn.init.xavier_normal_(linear.weight)  # what an untrained block adds is small otherwise
         module.positions.table.normal_()
+    return talkative(module)
+
+
+def recurrent(cell: str) -> RecurrentEncoder:
+    torch.manual_seed(0)
+    module = RecurrentEncoder(RecurrentConfig(cell, layers=2, width=32, front_end=FRONT_END)).eval()
+    with torch.no_grad():
+        for parameter in module.layers.parameters():
+            parameter.mul_(2)  # what an untrained cell remembers is little otherwise
+    return talkative(module)
+
+
+def encoder(kind: str) -> Encoder:
+    return conformer() if kind == "conformer" else recurrent(kind)
+
+
+def talkative(module: E) -> E:
+    """With words that change from frame to frame."""
+    with torch.no_grad():
         module.front_end.mean.fill_(-3.0)
         module.front_end.scale.fill_(4.0)
-        module.output.weight.mul_(10)  # so that the words change from frame to frame
+        module.output.weight.mul_(10)
         log_probs = module(torch.from_numpy(audio(SECONDS_2, 0)[None]), torch.tensor([[SECONDS_2]])).log_probs
         module.output.bias.sub_(log_probs.mean((0, 1)))
     return module
 
 
-@pytest.fixture(scope="module", params=CHUNK_FRAMES)
+@pytest.fixture(scope="module", params=ENCODERS, ids=lambda encoder: f"{encoder[0]}-{encoder[1]}")
 def model(request: pytest.FixtureRequest) -> TorchStreaming:
-    return TorchStreaming(conformer(8), request.param)
+    kind, chunk = request.param
+    return TorchStreaming(encoder(kind), chunk)
 
 
 def audio(length: int, seed: int) -> Pcm:
@@ -114,26 +156,46 @@ def test_neighbours_do_not_matter(model: TorchStreaming, data: st.DataObject, si
 
 def test_the_final_state_is_the_offline_one(model: TorchStreaming) -> None:
     module, samples = model.whole, audio(3 * 10_240, 1)
+    inputs = torch.from_numpy(samples[None]), torch.tensor([[len(samples)]])
     _, streamed = laws.stream(model, samples)
     with torch.inference_mode():
-        _, offline = module._advance(
-            torch.from_numpy(samples[None]),
-            torch.tensor([[len(samples)]]),
-            module.initial_state(1),
-            model.chunk_samples // FRAME_SAMPLES,
-        )
-    for name, found, expected in zip(ConformerState._fields, streamed, offline, strict=True):
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=TOLERANCE, msg=name)
+        if isinstance(module, Conformer):
+            expected: Any = module._advance(*inputs, module.initial_state(1), module.config.chunk)[1]
+        else:
+            expected = module.forward_chunk(*inputs, module.initial_state(1))[1]
+    for name, part in model.state(streamed)._asdict().items():
+        torch.testing.assert_close(part, getattr(expected, name), rtol=0, atol=TOLERANCE, msg=name)
 
 
 def test_the_laws_can_fail(model: TorchStreaming) -> None:
-    """The random model's answer depends on its chunk, its left context and its position, and its words change."""
+    """The random model's words change, and its answer depends on what it remembers."""
     samples = audio(SECONDS_2, 3)
     answer, _ = laws.stream(model, samples)
     assert len(np.unique(answer.tokens)) > 2
-    other = TorchStreaming(model.module, {4: 8, 8: 16, 16: 4}[model.chunk_samples // FRAME_SAMPLES])
-    assert laws.chunked_is_offline(model, other, [samples], TOLERANCE, audio(0, 0)).log_probs > 100 * TOLERANCE
-    heard = samples[: model.chunk_samples]
+    forgetful = Forgetful(model.module, model.chunk_samples // FRAME_SAMPLES)
+    assert laws.chunked_is_offline(forgetful, model, [samples], TOLERANCE, audio(0, 0)).log_probs > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", CHUNK_FRAMES)
+def test_a_conformer_depends_on_its_chunk(chunk: int) -> None:
+    model, other = TorchStreaming(conformer(), chunk), TorchStreaming(conformer(), {4: 8, 8: 16, 16: 4}[chunk])
+    answer = laws.chunked_is_offline(model, other, [audio(SECONDS_2, 3)], TOLERANCE, audio(0, 0))
+    assert answer.log_probs > 100 * TOLERANCE
+    assert first_frame_depends_on_the_last(model) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_recurrent_encoder_hears_no_frame_ahead_and_knows_no_chunks(cell: str) -> None:
+    model, other = TorchStreaming(recurrent(cell), 8), TorchStreaming(recurrent(cell), 3)
+    samples = audio(SECONDS_2, 3)
+    assert first_frame_depends_on_the_last(model) <= TOLERANCE
+    assert (
+        np.abs(laws.stream(model, samples)[0].log_probs - laws.stream(other, samples)[0].log_probs).max() <= TOLERANCE
+    )
+
+
+def first_frame_depends_on_the_last(model: TorchStreaming) -> float:
+    heard = audio(SECONDS_2, 3)[: model.chunk_samples]
     changed = np.concatenate([heard[:-FRAME_SAMPLES], heard[-FRAME_SAMPLES:][::-1] // 2])
     first, second = laws.stream(model, heard)[0], laws.stream(model, changed)[0]
-    assert np.abs(first.log_probs[:, 0] - second.log_probs[:, 0]).max() > 100 * TOLERANCE
+    return float(np.abs(first.log_probs[:, 0] - second.log_probs[:, 0]).max())

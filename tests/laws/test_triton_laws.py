@@ -27,10 +27,10 @@ QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 class TritonStreaming:
     """Streams of a served model as the laws see them. The state is on the server; here it is the stream's id."""
 
-    chunk_samples = LISTEN_CHUNK
-
-    def __init__(self, client: triton_grpc.InferenceServerClient, model: str) -> None:
-        self._client, self._model = client, model
+    def __init__(
+        self, client: triton_grpc.InferenceServerClient, model: str, chunk_samples: int = LISTEN_CHUNK
+    ) -> None:
+        self._client, self._model, self.chunk_samples = client, model, chunk_samples
         self._ids, self._started = itertools.count(1_000_000), set[int]()
         whole = tiny_models.listen(time="time").graph
         self._whole = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -52,7 +52,7 @@ class TritonStreaming:
 
     def hang_up(self) -> None:
         """End all streams, so that their slots are free for the next ones."""
-        silence = np.zeros(LISTEN_CHUNK, np.int16)
+        silence = np.zeros(self.chunk_samples, np.int16)
         for answer in send(self._client, self._model, [Chunk(stream, silence, end=True) for stream in self._started]):
             assert isinstance(answer, dict), answer
         self._started.clear()

@@ -49,6 +49,32 @@ def test_another_shape(saved: Path) -> None:
         load_checkpoint(saved, other)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["lstm.weight_ci", "lstm.weight_pi_l0", "lstm.w_peephole", "cell.Wcf", "rnn.w_o_diag", "peephole_weight.0"],
+)
+def test_peephole_weights_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    module = NETWORK()
+    scope, _, last = name.rpartition(".")
+    if scope != "lstm":
+        module.add_module(scope, torch.nn.Module())
+    module.get_submodule(scope).register_parameter(last, torch.nn.Parameter(torch.zeros(32)))
+    save_checkpoint(tmp_path / "w.safetensors", module, SIDECAR)
+    with pytest.raises(CheckpointError, match=rf"peephole weights \({name}\).*torch.nn.LSTM.*distil a student"):
+        load_checkpoint(tmp_path / "w.safetensors", NETWORK)
+
+
+def test_a_network_may_have_peepholes_of_its_own(tmp_path: Path) -> None:
+    class Peeping(torch.nn.Module):
+        def __init__(self, config: int) -> None:
+            super().__init__()
+            self.weight_ci = torch.nn.Parameter(torch.ones(config))
+
+    save_checkpoint(tmp_path / "w.safetensors", Peeping(3), SIDECAR)
+    module, _ = load_checkpoint(tmp_path / "w.safetensors", Network(Peeping, 3))
+    assert module.state_dict()["weight_ci"].tolist() == [1, 1, 1]
+
+
 def test_a_sidecar_that_is_missing_or_no_json(saved: Path) -> None:
     saved.with_suffix(".json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):

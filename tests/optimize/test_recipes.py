@@ -2,8 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from optimize import recipes, repository
+from optimize import recipes, repository, train
 from optimize.errors import UserError
 from optimize.recipes import Recipe
 from optimize.specs import ServingSpec
@@ -52,3 +53,32 @@ def test_a_saved_serving_spec_is_used(tmp_path: Path) -> None:
     path.write_text('{"lstm": {"instancez": 2}}')
     with pytest.raises(UserError, match="unknown instancez"):
         recipe.variant("lstm")
+
+
+def test_a_network_may_be_that_of_another_variant() -> None:
+    recipe = recipes.load("speech")
+    for name in ("lstm", "gru"):
+        assert recipe.weights(name, "teacher") == "chunk_320"
+        assert recipe.weights(name, "student") == name
+    assert recipe.weights("chunk_160", "student") == "chunk_320"
+    with pytest.raises(UserError, match=r"the teacher of variant 'gru' is that of variant 'chunk_320'; .*undistilled"):
+        train.main(["--model", "speech", "--variant", "gru", "--network", "teacher"])
+
+
+def test_a_network_of_no_variant_is_refused() -> None:
+    recipe = recipes.load("speech")
+    borrowed = replace(recipe.variants["gru"].networks["teacher"], weights_of="load_forecast")
+    networks = recipe.variants["gru"].networks | {"teacher": borrowed}
+    variants = recipe.variants | {"gru": replace(recipe.variants["gru"], networks=networks)}
+    with pytest.raises(UserError, match="network 'teacher': no variant 'load_forecast' with a network 'teacher'"):
+        replace(recipe, variants=variants)
+
+
+def test_answers_can_be_late_where_the_recipe_says_how() -> None:
+    recipe = recipes.load("speech")
+    assert recipe.delay is not None
+    answers = {"log_probs": torch.arange(5.0).reshape(1, 5, 1), "output_lengths": torch.tensor([[5]])}
+    assert recipe.delay(answers, 2)["log_probs"].flatten().tolist() == [0, 0, 0, 1, 2]
+    assert recipe.delay(answers, 9)["log_probs"].flatten().tolist() == [0] * 5
+    with pytest.raises(UserError, match="network 'student': soft_delay needs the recipe's delay"):
+        replace(recipe, delay=None)

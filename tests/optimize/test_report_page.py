@@ -283,3 +283,13 @@ def test_percentages_keep_their_sign() -> None:
     assert percent(-0.0312, signed=True) == "−3.12 %"
     assert percent(0.005, signed=True) == "+0.50 %"
     assert percent(nan) == "n/a"
+
+
+def test_losses_of_a_percentage_are_counted_in_points() -> None:
+    """From 1.5 to 1.8 % of wrong words is 0.30 points, not 20 %; the right axis of the plot says 1.8."""
+    wer = MetricValue("WER (%)", 1.8, (1.0, 2.5), False, 0.003, (-0.001, 0.007), points=True)
+    teacher = replace(STAGES[0], metric=replace(wer, value=1.5, loss_to_teacher=0.0, loss_to_teacher_ci95=(0.0, 0.0)))
+    report = replace(REPORT, stages=[teacher, *(replace(stage, metric=wer) for stage in STAGES[1:])])
+    assert headlines(report)[2].value == "+0.30 points"
+    assert "+0.30 points (−0.10 to +0.70)" in markdown(report)
+    assert any("loss to teacher, points" in plot.svg for plot in plots(report))

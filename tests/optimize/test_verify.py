@@ -73,10 +73,12 @@ def test_interval_covers_the_value_and_shrinks_with_more_groups() -> None:
 def test_loss_is_relative_and_positive_when_worse() -> None:
     better = MAE.statistics({"y": TARGETS + 1}, SPLIT)
     worse = MAE.statistics({"y": TARGETS + 1.5}, SPLIT)
-    loss, low, high = verify.relative_loss(MAE, worse, better, SPLIT.groups)
+    loss, low, high = verify.metric_loss(MAE, worse, better, SPLIT.groups)
     assert (loss, low, high) == pytest.approx((0.5, 0.5, 0.5))
     upwards = Metric("up", True, MAE.statistics, MAE.value)
-    assert verify.relative_loss(upwards, worse, better, SPLIT.groups)[0] == pytest.approx(-0.5)
+    assert verify.metric_loss(upwards, worse, better, SPLIT.groups)[0] == pytest.approx(-0.5)
+    points = Metric("per cent", False, MAE.statistics, MAE.value, points=True)
+    assert verify.metric_loss(points, worse, better, SPLIT.groups)[0] == pytest.approx(0.005)
 
 
 def test_nan_in_any_output_is_seen() -> None:

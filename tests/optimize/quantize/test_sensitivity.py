@@ -13,6 +13,7 @@ from optimize.errors import UserError
 from optimize.quantize import sensitivity
 from optimize.quantize.plan import Choice, Choices
 from optimize.recipes import Metric
+from optimize.specs import ModelSpec, TensorSpec
 
 COSTS = {"a": 0.001, "b": 0.05, "c": 0.0, "d": 0.02, "e": 0.002}
 CHOICES: Choices = {name: Choice("MatMul", "static", "measured") for name in COSTS}
@@ -40,6 +41,8 @@ def test_nothing_is_taken_out_within_the_limit() -> None:
 def test_when_quantisation_is_not_to_blame_it_says_so() -> None:
     with pytest.raises(UserError, match="not what costs the accuracy"):
         sensitivity.search(CHOICES, lambda choices: additive(choices) + 0.5, limit=0.01)
+
+SPEC = ModelSpec("m", (TensorSpec("x", "float32", (16,)),), (TensorSpec("y", "float32", (16,)),))
 
 
 def two_products() -> ModelProto:
@@ -73,17 +76,17 @@ def test_measured_losses_are_kept_and_found_again(tmp_path: Path) -> None:
     journal = tmp_path / "sensitivity.json"
     choices: Choices = {name: Choice("MatMul", "static", "") for name in ("first", "second")}
     calibration = [split.inputs]
-    first = sensitivity.metric_loss(model, metric, split, calibration, journal)(choices)
+    first = sensitivity.metric_loss(model, SPEC, metric, split, calibration, journal)(choices)
     assert first != 0
     kept = json.loads(journal.read_text())
     assert len(kept) == 2  # fp32 and this
     key = next(key for key in kept if "first" in key)
     journal.write_text(json.dumps(kept | {key: 2 * next(value for name, value in kept.items() if name != key)}))
-    again = sensitivity.metric_loss(model, metric, split, calibration, journal)
+    again = sensitivity.metric_loss(model, SPEC, metric, split, calibration, journal)
     assert again(choices) == pytest.approx(1.0)  # read, not run
     others = split.take(slice(None, None, -1))
-    assert sensitivity.metric_loss(model, metric, others, calibration, journal)(choices) != pytest.approx(1.0)
-    assert sensitivity.metric_loss(model, metric, split, [others.inputs], journal)(choices) != pytest.approx(1.0)
+    assert sensitivity.metric_loss(model, SPEC, metric, others, calibration, journal)(choices) != pytest.approx(1.0)
+    assert sensitivity.metric_loss(model, SPEC, metric, split, [others.inputs], journal)(choices) != pytest.approx(1.0)
     journal.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        sensitivity.metric_loss(model, metric, split, calibration, journal)
+        sensitivity.metric_loss(model, SPEC, metric, split, calibration, journal)
