@@ -1,15 +1,11 @@
 """A torch module and its ModelSpec to an ONNX file with the spec's names, folded and checked.
 
-The TorchScript exporter is used on purpose: it writes the weights of LSTM and GRU as plain initializers, without
-which nothing downstream can quantise them, while the newer exporter leaves them behind Slice and Concat nodes. The
-example batch is 2, because an example of 1 can freeze the batch axis. What comes out is never trusted: names,
+The example batch is 2, because an example of 1 can freeze the batch axis. What comes out is never trusted: names,
 dtypes, shapes, RNN weights and the target runtime's limits are checked on the file itself.
 """
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,10 @@ from torch import nn
 
 from optimize import graph_rules
 from optimize.errors import UserError
+from optimize.models.looping import Looping
+from optimize.onnx_loop import export_loop
 from optimize.specs import ModelSpec, TensorSpec
+from optimize.tracing import traced
 
 BATCH = "batch"
 EXAMPLE_BATCH = 2
@@ -33,6 +32,7 @@ class ExportError(UserError):
 def export(module: nn.Module, spec: ModelSpec, opset_version: int = 17) -> ModelProto:
     """Export ``module``; inputs and outputs are the spec's, in its order, batch first and dynamic.
 
+    One that is ``Looping`` becomes a graph with a Loop around its step, any other is traced through its forward.
     Raises ExportError when the graph contradicts the spec or holds one of the traps of ``check``.
     """
     axes = [(tensor.name, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)]
@@ -41,31 +41,28 @@ def export(module: nn.Module, spec: ModelSpec, opset_version: int = 17) -> Model
         name: {0: BATCH, **{i + 1: size for i, size in enumerate(shape) if isinstance(size, str)}}
         for name, shape in axes
     }
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
-        path = Path(folder) / "model.onnx"
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecation and of batch-dependent RNN states
-        torch.onnx.export(
-            module.eval(),
-            example_inputs(spec),
-            path,
-            input_names=spec.input_names,
-            output_names=spec.output_names,
-            dynamic_axes=dynamic,
-            opset_version=opset_version,
-            dynamo=False,
-        )
-        model = onnx.load(path)
+    inputs, outputs = spec.input_names, spec.output_names
+    if isinstance(module, Looping):
+        examples = [example_inputs(spec), example_inputs(spec, EXAMPLE_BATCH + 1, shorter=1)]
+        model = export_loop(module, examples, inputs, outputs, dynamic, opset_version)
+    else:
+        model = traced(module, example_inputs(spec), inputs, outputs, dynamic, opset_version)
     _name_dynamic_outputs(model, spec)
     check(model, spec)
     return model
 
 
-def example_inputs(spec: ModelSpec, batch: int = EXAMPLE_BATCH, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Seeded inputs in the order of ``spec.input_names``: floats are normal, integers zero, states zero."""
+def example_inputs(
+    spec: ModelSpec, batch: int = EXAMPLE_BATCH, seed: int = 0, shorter: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """Seeded inputs in the order of ``spec.input_names``: floats are normal, integers zero, states zero.
+
+    shorter: by how much dynamic axes are shorter than in ``example_size``.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = []
     for tensor in spec.inputs:
-        shape = (batch, *(example_size(spec, size) for size in tensor.shape))
+        shape = (batch, *(example_size(spec, size) - shorter * isinstance(size, str) for size in tensor.shape))
         dtype = getattr(torch, tensor.dtype)
         floating = torch.randn(shape, generator=generator).to(dtype)
         tensors.append(floating if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))

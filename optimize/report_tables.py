@@ -234,10 +234,10 @@ def _metric(report: Report) -> str:
 
 
 def _loss(share: float, interval: tuple[float, float], points: bool) -> str:
-    low, high = interval
-    if share == low == high == 0:
+    if share == interval[0] == interval[1] == 0:
         return "0"
-    return f"{loss(share, points)} ({percent(low, True).removesuffix(' %')} to {percent(high, True).removesuffix(' %')})"
+    ends = [percent(end, signed=True).removesuffix(" %") for end in interval]
+    return f"{loss(share, points)} ({ends[0]} to {ends[1]})"
 
 
 def _also(name: str, stage: Stage) -> str:

@@ -8,9 +8,9 @@ two directions are inverses: ``from_config`` accepts exactly what ``to_config`` 
     spec, serving = from_config(parse_text((model_dir / "config.pbtxt").read_text()))
 
 A client machine has no recipe, but it can ask the server for this configuration. What Triton has no field for, the
-names of dynamic axes, the lengths to pad to and what indices stand for, therefore travels in ``parameters``, which Triton
-hands through unread: ``shape.history = "hours,14"``, ``buckets.hours = "24,48,72"``, ``labels.tokens = '["", "one"]'``.
-Descriptions are the only thing left out.
+names of dynamic axes, the lengths to pad to and what indices stand for, therefore travels in ``parameters``, which
+Triton hands through unread: ``shape.history = "hours,14"``, ``buckets.hours = "24,48,72"``, ``labels.tokens =
+'["", "one"]'``. Descriptions are the only thing left out.
 """
 
 from __future__ import annotations

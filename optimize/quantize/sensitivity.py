@@ -104,8 +104,8 @@ def metric_loss(
 ) -> Loss:
     """``Metric.loss`` of some choices to ``model`` on a split; what the journal already holds is not run.
 
-    spec: the model's; one with states is run chunk by chunk. calibration: the requests on which ranges are observed, those that the published model is calibrated on. Raises
-    UserError for a journal that cannot be read.
+    spec: the model's; one with states is run chunk by chunk. calibration: the requests on which ranges are observed,
+    those that the published model is calibrated on. Raises UserError for a journal that cannot be read.
     """
     digest = hashlib.sha256(model.SerializeToString(deterministic=True) + metric.name.encode())
     for arrays in (split.inputs, split.targets, *calibration):

@@ -42,6 +42,7 @@ def test_when_quantisation_is_not_to_blame_it_says_so() -> None:
     with pytest.raises(UserError, match="not what costs the accuracy"):
         sensitivity.search(CHOICES, lambda choices: additive(choices) + 0.5, limit=0.01)
 
+
 SPEC = ModelSpec("m", (TensorSpec("x", "float32", (16,)),), (TensorSpec("y", "float32", (16,)),))
 
 
