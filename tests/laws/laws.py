@@ -42,12 +42,14 @@ class Offline(Protocol):
 
 @dataclass
 class Difference:
-    """log_probs: the largest. tokens: wrong ones. near_ties: ones that differ where the model could not decide."""
+    """log_probs: the largest. tokens: wrong ones. near_ties: ones that differ where the model could not decide.
+    frames: compared; moved: those whose log-probabilities differ by more than float noise, 1e-4."""
 
     log_probs: float = 0.0
     tokens: int = 0
     near_ties: int = 0
     frames: int = 0
+    moved: int = 0
 
     def add(self, found: Answer, expected: Answer, tolerance: float) -> None:
         """Compare two answers for one stream, (1, frames, ...) each."""
@@ -55,7 +57,9 @@ class Difference:
         self.frames += found.tokens.size
         if not found.tokens.size:
             return
-        self.log_probs = max(self.log_probs, float(np.abs(found.log_probs - expected.log_probs).max()))
+        distance = np.abs(found.log_probs - expected.log_probs).max(axis=-1)
+        self.log_probs = max(self.log_probs, float(distance.max()))
+        self.moved += int((distance > 1e-4).sum())
         best = np.sort(expected.log_probs, axis=-1)
         tied = best[..., -1] - best[..., -2] < 2 * tolerance
         tied[:, 1:] |= tied[:, :-1].copy()  # whether a word is new depends on the frame before, too
