@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from optimize import onnx_export
 from optimize.specs import ServingSpec
@@ -23,6 +25,7 @@ from tests.laws import laws
 from tests.laws.test_onnx_laws import INT8_TOLERANCE, OnnxStreaming
 from tests.laws.test_torch_laws import audio, lengths, seeds
 from tests.laws.test_triton_laws import TritonStreaming
+from tests.serving.test_streams_served import Chunk, send
 
 QUICK = settings(max_examples=8, deadline=None, derandomize=True)
 SERVED = {
@@ -97,3 +100,49 @@ def test_forty_streams_of_all_ages_do_not_matter_to_each_other(model: Served) ->
     model.hang_up()
     np.testing.assert_array_equal(served.log_probs, alone.log_probs)
     np.testing.assert_array_equal(served.tokens, alone.tokens)
+
+
+SILENCE = np.zeros(8 * 640, np.int16)
+
+
+@pytest.mark.parametrize(
+    ("pcm", "words"),
+    [
+        (SILENCE.astype(np.float32), "pcm"),  # the wrong type
+        (SILENCE[:-1], "pcm"),  # a chunk too short, as of another rate
+        (np.zeros(9 * 640, np.int16), "pcm"),  # too long
+        (SILENCE[:0], "pcm"),  # none
+    ],
+    ids=["float", "short", "long", "none"],
+)
+def test_a_bad_chunk_is_refused_and_the_stream_goes_on(server: Server, pcm: NDArray[Any], words: str) -> None:
+    sound = audio(2 * len(SILENCE), 1)
+    in_process = OnnxStreaming(*SERVED["speech"], "int8")
+    alone, _ = laws.stream(in_process, sound)
+    with closing(triton_grpc.InferenceServerClient(server.grpc)) as client:
+        chunks = [Chunk(7, sound[: len(SILENCE)], len(SILENCE), start=True), Chunk(7, pcm, len(SILENCE))]
+        chunks.append(Chunk(7, sound[len(SILENCE) :], len(SILENCE), end=True))
+        first, error, last = (send(client, "speech", [chunk])[0] for chunk in chunks)
+    assert words in str(error)
+    np.testing.assert_array_equal(np.concatenate([first["log_probs"], last["log_probs"]], 1), alone.log_probs)
+
+
+def test_an_empty_chunk_says_nothing_and_a_stranger_is_told(server: Server) -> None:
+    with closing(triton_grpc.InferenceServerClient(server.grpc)) as client:
+        (stranger,) = send(client, "speech", [Chunk(8, SILENCE, len(SILENCE))])  # no START
+        assert "START" in str(stranger) or "start" in str(stranger)
+        (empty,) = send(client, "speech", [Chunk(8, SILENCE, 0, start=True, end=True)])
+        assert empty["output_lengths"].item() == 0
+        assert not empty["tokens"].any()
+        (late,) = send(client, "speech", [Chunk(8, SILENCE, len(SILENCE))])  # after END
+        assert "8" in str(late)
+
+
+def test_a_second_start_begins_again(server: Server) -> None:
+    """Whoever starts an id that is taken has a stream of their own from there on: nothing of before is in it."""
+    sound = audio(len(SILENCE), 2)
+    alone, _ = laws.stream(OnnxStreaming(*SERVED["speech"], "int8"), sound)
+    with closing(triton_grpc.InferenceServerClient(server.grpc)) as client:
+        send(client, "speech", [Chunk(9, audio(len(SILENCE), 3), len(SILENCE), start=True)])
+        (again,) = send(client, "speech", [Chunk(9, sound, len(SILENCE), start=True, end=True)])
+    np.testing.assert_array_equal(again["log_probs"], alone.log_probs)
