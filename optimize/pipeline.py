@@ -19,7 +19,7 @@ from onnx import ModelProto
 from rich.progress import Progress
 from torch import nn
 
-from optimize import fuse, onnx_export, repository, streaming, verify
+from optimize import fuse, offline, onnx_export, repository, streaming, verify
 from optimize.benchmark import (
     Candidate,
     environment,
@@ -43,6 +43,7 @@ from optimize.quantize.method import PROFILES, Profile
 from optimize.quantize.tune import calibration_feeds, tune
 from optimize.recipes import Recipe, Variant
 from optimize.report import GateResult, Published, Report, Stage, to_json, write
+from optimize.specs import ModelSpec
 from optimize.train import predict
 from optimize.verify import Gate
 
@@ -77,6 +78,7 @@ class Work:
     dataset: Dataset = field(init=False)
     networks: dict[str, tuple[nn.Module, Sidecar]] = field(default_factory=dict)
     graphs: dict[str, ModelProto] = field(default_factory=dict)  # by stage name, in order
+    steps: dict[str, ModelProto] = field(default_factory=dict)  # the same, or what an offline twin repeats
     fusion: dict[str, int] = field(default_factory=dict)
     plan: plan.Plan | None = None
     profile: Profile = "throughput"
@@ -88,10 +90,15 @@ class Work:
     published: Published | None = None
     report: Report = field(init=False)
 
-    def requests(self, split: Split) -> Split:
-        """What one call of the published network takes: items of the split, or steps of streams of them."""
-        first = next(iter(self.graphs.values()))
-        return streaming.steps(runner(session(first.SerializeToString())), self.variant.spec, split)
+    @property
+    def stepping(self) -> Variant:
+        """The variant that is exported, fused and quantised: this one, or the one whose offline twin it is."""
+        return self.recipe.variants[self.variant.offline_of] if self.variant.offline_of else self.variant
+
+    def requests(self, split: Split, spec: ModelSpec) -> Split:
+        """What one call takes: items of the split, or steps of streams of them."""
+        first = next(iter(self.steps.values()))
+        return streaming.steps(runner(session(first.SerializeToString())), spec, split)
 
     @property
     def folder(self) -> Path:
@@ -137,15 +144,15 @@ def distil_student(work: Work) -> None:
 
 def export_onnx(work: Work) -> None:
     """The published network to ONNX, or its step if it has states."""
-    spec = work.variant.spec
+    spec = work.stepping.spec
     module, _ = work.networks[work.variant.published]
     _add_graph(work, "fp32", onnx_export.export(streaming.served(module, spec), spec, work.variant.opset_version))
 
 
 def fuse_graph(work: Work) -> None:
     """Fold and fuse; the interface must survive it."""
-    fused, work.fusion = fuse.fuse(next(iter(work.graphs.values())))
-    onnx_export.check(fused, work.variant.spec)
+    fused, work.fusion = fuse.fuse(next(iter(work.steps.values())))
+    onnx_export.check(fused, work.stepping.spec)
     _add_graph(work, "fused", fused)
 
 
@@ -153,20 +160,21 @@ def quantize_graph(work: Work) -> None:
     """Follow the committed plan, in both profiles; measure a new one when there is none yet, or on request."""
     if not work.options.quantize:
         return
-    fused = list(work.graphs.values())[-1]
+    fused, spec = list(work.steps.values())[-1], work.stepping.spec
+    name = work.variant.offline_of or work.name
     if work.options.device == "cuda":  # int8 is for CPUs
         _add_graph(work, "fp16", half(fused))
         return
     assert work.recipe.file is not None
     path = work.recipe.file.with_suffix(".plan.json")
-    saved = None if work.options.retune else plan.read(path, work.name)
+    saved = None if work.options.retune else plan.read(path, name)
     if saved is None:
         saved = _measured_plan(work, fused)
-        plan.write(path, work.name, saved)
+        plan.write(path, name, saved)
     plan.check(saved, operators(fused), path)
     work.plan, work.profile = saved, work.options.profile or saved.profile
-    ranges = calibrate(fused, calibration_feeds(work.requests(work.dataset.train)), *saved.choices.values())
-    validation = work.requests(work.dataset.validation)
+    ranges = calibrate(fused, calibration_feeds(work.requests(work.dataset.train, spec)), *saved.choices.values())
+    validation = work.requests(work.dataset.validation, spec)
     for profile in sorted(PROFILES, key=lambda profile: profile == work.profile):  # what is published comes last
         choices = saved.choices[profile]
         published = profile == work.profile
@@ -182,12 +190,11 @@ def quantize_graph(work: Work) -> None:
 
 def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
     """Measured on validation data; operators that cost too much of the metric there are taken out."""
-    variant, limit = work.variant, work.variant.tolerances.metric_loss
-    measured = tune(
-        fused, work.requests(work.dataset.validation), variant.methods, keep=variant.keep, progress=work.progress
-    )
+    variant, limit = work.stepping, work.stepping.tolerances.metric_loss
+    requests = work.requests(work.dataset.validation, variant.spec)
+    measured = tune(fused, requests, variant.methods, keep=variant.keep, progress=work.progress)
     journal = work.folder / "sensitivity.json"
-    calibration = calibration_feeds(work.requests(work.dataset.train))
+    calibration = calibration_feeds(work.requests(work.dataset.train, variant.spec))
     loss = sensitivity.metric_loss(
         fused, variant.spec, work.recipe.metric, work.dataset.validation, calibration, journal
     )
@@ -203,7 +210,8 @@ def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
 
 def measure_stages(work: Work) -> None:
     """Time all candidates interleaved; then metric, parity, coverage and batch drift of each."""
-    spec, requests = work.variant.spec, work.requests(work.dataset.test)
+    spec = work.variant.spec
+    requests = work.requests(work.dataset.test, spec)
     order = ["teacher", *[key for key in ("student",) if key in work.networks]]
     order += [key for key in work.networks if key not in order]
     for network in order:
@@ -285,8 +293,8 @@ def verify_gates(work: Work) -> None:
     ]
     if chosen.precision == "int8":
         assert work.plan is not None
-        fused = work.graphs[onnx_stages[-2].name]
-        share, missed = planned_share(fused, work.graphs[chosen.name], work.plan.choices[work.profile])
+        fused = work.steps[onnx_stages[-2].name]
+        share, missed = planned_share(fused, work.steps[chosen.name], work.plan.choices[work.profile])
         advice = f"still in fp32: {', '.join(missed) or 'nothing'}; use --retune"
         work.gates.append(Gate("planned weights in int8", share, limits.weight_coverage, advice, at_least=True))
         if work.profile == "invariant":
@@ -357,6 +365,10 @@ def run(recipe: Recipe, variant: str | None, options: Options, progress: Progres
 
 def _add_graph(work: Work, what: str, graph: ModelProto) -> None:
     stage = f"{work.variant.published}_onnx_{what}"
+    work.steps[stage] = graph
+    if work.variant.offline_of:
+        graph = offline.offline_twin(graph, work.stepping.spec, work.variant.spec)
+        onnx_export.check(graph, work.variant.spec)
     work.graphs[stage] = graph
     onnx_export.save(graph, work.onnx_path(stage))
 
@@ -366,7 +378,7 @@ def _torch_answers(work: Work, network: str) -> Arrays:
     if network not in work.torch_answers:
         with torch_threads(1):  # more would wait for each other where the machine has other work too: 30 times slower
             answers = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
-            work.torch_answers[network] = streaming.meant(answers, work.variant.spec, work.dataset.test)
+            work.torch_answers[network] = streaming.meant(answers, work.variant.spec, work.dataset.test.inputs)
     return work.torch_answers[network]
 
 

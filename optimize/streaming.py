@@ -65,9 +65,9 @@ def can_stream(module: nn.Module, spec: ModelSpec) -> bool:
 
 
 def whole(step: Run, spec: ModelSpec) -> Run:
-    """Answers to whole recordings; a step's answer is computed from nothing but its inputs and states."""
+    """Answers to whole recordings, zero where nothing is meant; of a model without states, its own."""
     if not spec.states:
-        return step
+        return lambda recordings: meant(step(recordings), spec, recordings)
 
     def run(recordings: Arrays) -> Arrays:
         answers = [answer for _, answer in _advance(step, spec, recordings)]
@@ -75,24 +75,22 @@ def whole(step: Run, spec: ModelSpec) -> Run:
         for tensor in spec.outputs:
             parts = [answer[tensor.name] for answer in answers]
             joined[tensor.name] = np.sum(parts, axis=0) if tensor.name == OUTPUT_LENGTHS else np.concatenate(parts, 1)
-        return _meant(joined, spec, _time(recordings, spec))
+        return meant(joined, spec, recordings)
 
     return run
 
 
-def meant(answers: Arrays, spec: ModelSpec, recordings: Split) -> Arrays:
-    """Answers of the offline model, comparable with those of ``whole``: zero where nothing is meant."""
-    return _meant(answers, spec, _time(recordings.inputs, spec)) if spec.states else answers
+def meant(answers: Arrays, spec: ModelSpec, recordings: Arrays) -> Arrays:
+    """Answers to recordings, of a step or of the offline model, so that they can be compared.
 
-
-def _meant(answers: Arrays, spec: ModelSpec, time: int) -> Arrays:
-    """Answers to recordings of ``time`` samples, as long as these."""
-    chunk = _chunk(spec)
+    As many frames as the recordings begin, and zero from ``output_lengths`` on.
+    """
     kept = {}
     for tensor in spec.outputs:
         answer = answers[tensor.name]
-        if tensor.name != OUTPUT_LENGTHS and isinstance(per_chunk := tensor.shape[0], int):
-            answer = answer[:, : -(-time * per_chunk // chunk)]
+        if tensor.shape != (1,):  # which is one figure for each recording
+            if spec.states and isinstance(frames := tensor.shape[0], int):
+                answer = answer[:, : -(-_time(recordings, spec) * frames // _chunk(spec))]
             if OUTPUT_LENGTHS in answers:
                 heard = np.arange(answer.shape[1]) < answers[OUTPUT_LENGTHS].astype(int)
                 answer = np.where(heard.reshape(*heard.shape, *[1] * (answer.ndim - 2)), answer, 0).astype(answer.dtype)

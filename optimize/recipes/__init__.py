@@ -122,7 +122,8 @@ class Variant:
     trained on hard targets alone; and any number of ``small_*``, among which the report looks for the smallest
     torch model that answers as well as the teacher. methods: quantisation methods to try besides the usual ones, such
     as "nbits4" or "int8_table". keep: parts of the network (as in "front_end") whose operators stay in fp32.
-    weights_of: another variant whose trained networks this one uses, if it has none.
+    weights_of: another variant whose trained networks this one uses, if it has none. offline_of: the streaming variant
+    whose step answers whole recordings here, quantised as there (``offline.offline_spec`` makes the spec).
     """
 
     spec: ModelSpec
@@ -133,6 +134,7 @@ class Variant:
     methods: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     weights_of: str | None = None
+    offline_of: str | None = None
 
     def __post_init__(self) -> None:
         if "teacher" not in self.networks:
@@ -190,6 +192,8 @@ class Recipe:
                 raise UserError(
                     f"recipe '{self.name}', variant '{name}': no variant '{variant.weights_of}' for weights_of"
                 )
+            if variant.offline_of is not None and not self.variants[variant.offline_of].spec.states:
+                raise UserError(f"recipe '{self.name}', variant '{name}': '{variant.offline_of}' does not stream")
             for key, network in variant.networks.items():
                 origin = self.variants.get(network.weights_of or name)
                 if origin is None or key not in origin.networks:

@@ -3,7 +3,7 @@
 The tokens are whole words, which is the simplest and fastest for a vocabulary of ten. Three variants are chunk sizes of
 the same Conformer: 160 ms answers soonest, 640 ms needs the least computing per second of speech. Two are recurrent,
 ``lstm`` and ``gru``; they learn from the Conformer. It hears a chunk to its end, they hear no frame ahead, so it tells
-them ``SOFT_DELAY`` frames later.
+them ``SOFT_DELAY`` frames later. ``offline``, ``lstm_offline`` and ``gru_offline`` answer whole recordings.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from optimize.models.conformer import Conformer
 from optimize.models.conformer_block import ConformerConfig
 from optimize.models.recurrent import RecurrentConfig, RecurrentEncoder
 from optimize.models.speech_encoder import BLANK, FRAME_SAMPLES, SpeechEncoder
+from optimize.offline import offline_spec
 from optimize.recipes import Metric, Network, Recipe, Tensors, Tolerances, Training, Variant
-from optimize.specs import ModelSpec, TensorSpec
+from optimize.specs import ModelSpec, ServingSpec, TensorSpec
 
 TEACHER = ConformerConfig(layers=8, width=144, heads=3, feed_forward=576, vocabulary=len(VOCABULARY), dropout=0.0)
 SOFT_DELAY = 3  # frames of 40 ms: the teacher names half of the words 5 frames before they end, 1 in 100 at the last
@@ -121,7 +122,7 @@ def conformer_variant(name: str, chunk: int, weights_of: str | None = None) -> V
         keep=("front_end",),
         networks={
             "teacher": network(TEACHER, epochs=24, learning_rate=6e-4, weight_decay=0.05),
-            "student": network(STUDENT, epochs=24, learning_rate=1e-3, soft_weight=0.8),
+            "student": network(STUDENT, epochs=24, learning_rate=1e-3, soft_weight=0.5),
             "undistilled": network(STUDENT, epochs=24, learning_rate=1e-3),  # the student's settings
         },
         weights_of=weights_of,
@@ -147,6 +148,25 @@ def recurrent_variant(cell: str) -> Variant:
     )
 
 
+def offline_variant(streaming: str, name: str) -> Variant:
+    """The offline twin of a streaming variant: whole recordings in one request, the same bits."""
+    variant = STREAMING[streaming]
+    return replace(
+        variant,
+        spec=offline_spec(variant.spec, name, buckets=tuple(16_000 * seconds for seconds in (2, 4, 8, 16))),
+        serving=ServingSpec(response_cache=True),
+        weights_of=streaming,
+        offline_of=streaming,
+    )
+
+
+STREAMING = {
+    "chunk_320": conformer_variant("speech", 8),
+    "chunk_160": conformer_variant("speech_chunk_160", 4, weights_of="chunk_320"),
+    "chunk_640": conformer_variant("speech_chunk_640", 16, weights_of="chunk_320"),
+    "lstm": recurrent_variant("lstm"),
+    "gru": recurrent_variant("gru"),
+}
 RECIPE = Recipe(
     name="speech",
     load=speech.load,
@@ -157,10 +177,9 @@ RECIPE = Recipe(
     decision=transcripts,
     prepare=normalise,
     variants={
-        "chunk_320": conformer_variant("speech", 8),
-        "chunk_160": conformer_variant("speech_chunk_160", 4, weights_of="chunk_320"),
-        "chunk_640": conformer_variant("speech_chunk_640", 16, weights_of="chunk_320"),
-        "lstm": recurrent_variant("lstm"),
-        "gru": recurrent_variant("gru"),
+        **STREAMING,
+        "offline": offline_variant("chunk_320", "speech_offline"),
+        "lstm_offline": offline_variant("lstm", "speech_lstm_offline"),
+        "gru_offline": offline_variant("gru", "speech_gru_offline"),
     },
 )

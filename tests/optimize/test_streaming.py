@@ -54,7 +54,7 @@ def test_the_answer_is_that_of_the_whole_and_zero_beyond(lengths: list[int], pad
 def test_offline_answers_are_made_comparable() -> None:
     split = recordings([3, 8], 9)
     longer = {"total": np.ones((2, 7), np.float32), "output_lengths": np.array([[1], [4]])}
-    found = streaming.meant(longer, SPEC, split)
+    found = streaming.meant(longer, SPEC, split.inputs)
     np.testing.assert_array_equal(found["total"], [[1, 0, 0, 0, 0], [1, 1, 1, 1, 0]])
 
 
@@ -75,9 +75,10 @@ def test_without_states_recordings_are_requests_already() -> None:
     stateless = ModelSpec("sums", SPEC.inputs, SPEC.outputs)
     split = recordings([4], 4)
     assert streaming.steps(running_sums, stateless, split) is split
-    assert streaming.whole(running_sums, stateless) is running_sums
-    answers: Arrays = {"total": np.ones((1, 2))}
-    assert streaming.meant(answers, stateless, split) is answers
+    answer: Arrays = {"total": np.ones((1, 3)), "output_lengths": np.array([[2]])}
+    assert streaming.whole(lambda _: answer, stateless)(split.inputs)["total"].tolist() == [[1, 1, 0]]
+    without = ModelSpec("sums", SPEC.inputs, SPEC.outputs[:1])
+    assert streaming.whole(lambda _: {"total": answer["total"]}, without)(split.inputs)["total"].tolist() == [[1, 1, 1]]
 
 
 def test_recordings_must_fill_chunks_where_nothing_says_how_long_they_are() -> None:
