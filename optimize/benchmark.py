@@ -34,6 +34,7 @@ from optimize.specs import ModelSpec
 LOG = logging.getLogger(__name__)
 
 PERCENTILES = (50, 95, 99)
+BATCHES = (8, 32)  # sizes of which the p50 is told beside single requests
 _ISA_OF_INTEREST = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
 
 Run = Callable[[Arrays], Arrays]
@@ -68,11 +69,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latency of single requests, and items per second in batches of ``batch``."""
+    """Latency of single requests, items per second in batches of ``batch``, and the p50 of batches of other sizes."""
 
     latency_ms: Latency
     throughput_per_s: float
     batch: int
+    batch_p50_ms: dict[int, float]
 
 
 def measure(
@@ -90,12 +92,22 @@ def measure(
     if len(requests) < batch:
         raise UserError(f"benchmark: {len(requests)} requests are too few for batches of {batch}; give more data")
     singles = [requests.rows(i, i + 1) for i in range(min(len(requests), rounds))]
-    batches = [requests.rows(i, i + batch) for i in range(0, min(len(requests), 8 * batch) - batch + 1, batch)]
     runs = {candidate.name: candidate.run for candidate in candidates}
     alone = interleaved(runs, singles, rounds, warmup, progress)
-    together = interleaved(runs, batches, max(rounds // 10, 5), warmup, progress)
+    p50_s: dict[int, dict[str, float]] = {}
+    for size in sorted({*BATCHES, batch}):
+        batches = [requests.rows(i, i + size) for i in range(0, min(len(requests), 8 * size) - size + 1, size)]
+        if batches:
+            times = interleaved(runs, batches, max(rounds // 10, 5), 3, progress)
+            p50_s[size] = {name: float(np.median(times[name])) for name in runs}
     return {
-        name: Measurement(Latency.of(alone[name]), batch / float(np.median(together[name])), batch) for name in runs
+        name: Measurement(
+            Latency.of(alone[name]),
+            batch / p50_s[batch][name],
+            batch,
+            {size: 1e3 * p50_s[size][name] for size in p50_s if size in BATCHES},
+        )
+        for name in runs
     }
 
 

@@ -53,6 +53,9 @@ class Judge:
         drift = verify.batch_invariance(run, cases, metric, alone, decision)
         outputs = alone if published else verify.answers(run, self.split)
         found, expected = verify.real(outputs), verify.real(self.published)
+        flipped = decision(outputs) != decision(self.published) if decision else np.zeros(len(self.split), bool)
+        if self.recipe.searches and not flipped.all():
+            found, expected = ({name: array[~flipped] for name, array in each.items()} for each in (found, expected))
         ours, theirs = metric.statistics(outputs, self.split), metric.statistics(self.published, self.split)
         loss, low, high = verify.metric_loss(metric, ours, theirs, self.split.groups)
         return self._stage(
@@ -67,7 +70,7 @@ class Judge:
                 loss,
                 (low, high),
                 reference,
-                int(np.sum(decision(outputs) != decision(self.published))) if decision else 0,
+                int(np.sum(flipped)),
             ),
             Quantized(**asdict(coverage(graph, inputs=self.request))),
             BatchDrift(**asdict(drift)),
@@ -96,6 +99,7 @@ class Judge:
             latency_ms=timed.latency_ms,
             throughput_per_s=timed.throughput_per_s,
             throughput_batch=timed.batch,
+            batch_p50_ms={str(size): p50 for size, p50 in timed.batch_p50_ms.items()},
             server_latency_ms=None,
             metric=MetricValue(
                 name=metric.name,

@@ -80,6 +80,7 @@ class Stage:
     parity: Parity | None
     quantized: Quantized | None
     batch_invariance: BatchDrift | None
+    batch_p50_ms: dict[str, float] = field(default_factory=dict)  # of batches, by their size
 
 
 @dataclass(frozen=True)

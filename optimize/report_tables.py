@@ -115,6 +115,10 @@ def _speed(report: Report) -> Table:
         "p50, ms": lambda stage: number(stage.latency_ms.p50),
         "p95, ms": lambda stage: number(stage.latency_ms.p95),
         "p99, ms": lambda stage: number(stage.latency_ms.p99),
+        **{
+            f"p50 of {size}, ms": partial(_batch_p50, size)
+            for size in (report.stages[0].batch_p50_ms if report.stages else {})
+        },
         "calls": lambda stage: f"{stage.latency_ms.count:,}",
         "p50 by Triton, ms": lambda stage: number(stage.server_latency_ms.p50) if stage.server_latency_ms else "",
         "items/s": lambda stage: number(stage.throughput_per_s),
@@ -238,6 +242,10 @@ def _loss(share: float, interval: tuple[float, float], points: bool) -> str:
         return "0"
     ends = [percent(end, signed=True).removesuffix(" %") for end in interval]
     return f"{loss(share, points)} ({ends[0]} to {ends[1]})"
+
+
+def _batch_p50(size: str, stage: Stage) -> str:
+    return number(stage.batch_p50_ms[size]) if size in stage.batch_p50_ms else ""
 
 
 def _also(name: str, stage: Stage) -> str:

@@ -34,6 +34,7 @@ def stage(name: str, megabytes: float, p50: float, mae: float, role: str = "chai
         latency_ms=Latency(p50, 1.08 * p50, 1.31 * p50, 200),
         throughput_per_s=2100 / p50,
         throughput_batch=16,
+        batch_p50_ms={"8": 5.5 * p50},
         server_latency_ms=None,
         metric=MetricValue("MAE (MW)", mae, (mae - 6.1, mae + 6.4), False, loss, (loss - spread, loss + spread)),
         also={"MASE": mae / 368},
@@ -283,6 +284,11 @@ def test_percentages_keep_their_sign() -> None:
     assert percent(-0.0312, signed=True) == "−3.12 %"
     assert percent(0.005, signed=True) == "+0.50 %"
     assert percent(nan) == "n/a"
+
+
+def test_latency_of_batches_has_a_column_each() -> None:
+    assert "| p50 of 8, ms |" in markdown(REPORT)
+    assert f" {number(5.5 * 0.68)} |" in markdown(REPORT)
 
 
 def test_losses_of_a_percentage_are_counted_in_points() -> None:
