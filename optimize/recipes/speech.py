@@ -33,6 +33,7 @@ SOFT_DELAY = 3  # frames of 40 ms: the teacher names half of the words 5 frames 
 STUDENT = ConformerConfig(layers=4, width=96, heads=2, feed_forward=384, vocabulary=len(VOCABULARY), dropout=0.0)
 
 
+SERVING = ServingSpec(max_streams=1024)
 # Half a point of the word error rate.
 TOLERANCES = Tolerances(parity_int8=0.05, metric_loss=0.005, batch_metric_change=0.0)
 
@@ -118,6 +119,7 @@ def conformer_variant(name: str, chunk: int, weights_of: str | None = None) -> V
 
     return Variant(
         spec=spec(name, chunk, STUDENT),
+        serving=SERVING,
         tolerances=TOLERANCES,
         keep=("front_end",),
         networks={
@@ -137,6 +139,7 @@ def recurrent_variant(cell: str) -> Variant:
     soft = replace(training, soft_weight=0.5, soft_delay=SOFT_DELAY)
     return Variant(
         spec=spec(f"speech_{cell}", TEACHER.chunk, config),
+        serving=SERVING,
         tolerances=TOLERANCES,
         keep=("front_end",),
         networks={
