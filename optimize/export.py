@@ -2,25 +2,41 @@
 
 python -m optimize.export --quantize                               # the built-in load forecaster
 python -m optimize.export --quantize --recipe path/to/my_recipe.py # your own model
+python -m optimize.export --onnx model.onnx --states h:hn c:cn     # an ONNX model with states, made elsewhere
+
+The last one publishes the file as it is, for streams: wrapped, so that its states are named as Triton pairs them and
+the batch is the first axis, and proven to answer as before. Its time axis is fixed with --chunk, where it is dynamic.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
-from optimize import command, pipeline, recipes
+from optimize import adopt, command, pipeline, recipes
+from optimize.adopt.asked import Asked
+from optimize.errors import UserError
 from optimize.quantize.method import PROFILES
 from optimize.report import Report
+
+OF_RECIPES = (
+    "model", "recipe", "variant", "data", "checkpoints", "threads", "distill", "retune", "device"
+)  # fmt: skip
+OF_ONNX = ("states", "name", "lengths", "batch_axis", "chunk", "constant", "chunk_matters", "calibration")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.parser(__doc__)
-    parser.add_argument("--quantize", action="store_true", help="quantise to int8 as the recipe's plan says")
+    parser.add_argument(
+        "--quantize", action="store_true", help="quantise to int8 as the recipe's plan says; --onnx: as measured now"
+    )
     parser.add_argument("--distill", action="store_true", help="distil the student anew, even if it is current")
     parser.add_argument("--retune", action="store_true", help="measure the quantisation plan anew")
     parser.add_argument(
@@ -32,10 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
     parser.add_argument("--rounds", type=int, default=200, metavar="N", help="timed calls of each stage (default: 200)")
+    _add_onnx(parser)
     options = parser.parse_args(arguments)
-    recipe = recipes.load(options.model, options.recipe)
+    _refuse_mixed(parser, options)
     if options.rounds < 10:
         parser.error(f"--rounds is {options.rounds}; at least 10 are needed for percentiles")
+    if options.onnx:
+        with command.progress() as progress:
+            adopted = _adopted(options, progress)
+        _print_adopted(adopted)
+        return
+    recipe = recipes.load(options.model, options.recipe)
     if options.threads:
         torch.set_num_threads(options.threads)
     with command.progress() as progress:
@@ -75,6 +98,92 @@ def print_summary(report: Report, artifacts: Path) -> None:
     if report.published:
         console.print(f"live: {report.published.stage} as {report.published.path}")
     console.print(f"report: {artifacts / report.model / report.variant / 'report.html'}")
+
+
+def _add_onnx(parser: argparse.ArgumentParser) -> None:
+    onnx = parser.add_argument_group("an ONNX model with states, made elsewhere")
+    onnx.add_argument("--onnx", type=Path, metavar="FILE", help="publish this model instead of a recipe's")
+    onnx.add_argument(
+        "--states", nargs="+", default=(), metavar="IN:OUT", help="each input that is a state, and its next value"
+    )
+    onnx.add_argument("--name", metavar="NAME", help="the served model's name (default: the file's)")
+    onnx.add_argument("--chunk", nargs="+", default=(), metavar="N", help="size of a dynamic time axis; or AXIS=N ...")
+    onnx.add_argument(
+        "--batch-axis",
+        nargs="+",
+        default=(),
+        metavar="AXIS",
+        help="where the batch is: a dynamic axis' name, or INPUT:NUMBER ... (default: the name that all inputs share)",
+    )
+    onnx.add_argument("--constant", nargs="+", default=(), metavar="IN=VALUE", help="inputs to fix, such as sr=16000")
+    onnx.add_argument("--lengths", metavar="IN", help="the input that says how much of a chunk is meant")
+    onnx.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE.npz",
+        help="recorded streams: an array (streams, chunks, ...) for each input that is no state; seeded ones stand in",
+    )
+    onnx.add_argument(
+        "--chunk-matters",
+        action="store_true",
+        help="answers depend on where chunks are cut: do not hold that against it",
+    )
+
+
+def _refuse_mixed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """A model is a recipe's or a file; what is said of one means nothing for the other."""
+    of_other = OF_RECIPES if options.onnx else OF_ONNX
+    odd = [name for name in of_other if getattr(options, name) != parser.get_default(name)]
+    if odd:
+        option = "--" + odd[0].replace("_", "-")
+        raise UserError(
+            f"{option} is for a recipe's model, and --onnx publishes a file as it is; leave out one of them"
+            if options.onnx
+            else f"{option} is for a model from elsewhere; name its file with --onnx, or leave it out"
+        )
+
+
+def _adopted(options: argparse.Namespace, progress: Progress) -> adopt.Adopted:
+    return adopt.adopt(
+        options.onnx,
+        options.name,
+        Asked(
+            tuple(options.states),
+            options.lengths,
+            tuple(options.batch_axis),
+            tuple(options.chunk),
+            tuple(options.constant),
+        ),
+        adopt.Options(
+            options.artifacts,
+            options.model_repository,
+            not options.chunk_matters,
+            options.calibration,
+            options.quantize,
+            options.profile,
+            options.rounds,
+        ),
+        progress,
+    )
+
+
+def _print_adopted(adopted: adopt.Adopted) -> None:
+    """What was made of the file's tensors, what was proven, and where it is."""
+    layout, console = adopted.layout, Console()
+    table = Table("in the file", "shape", "served as", "shape", title=adopted.spec.name)
+    for port in (*layout.given, *layout.answered):
+        shapes = (", ".join(map(str, sizes)) for sizes in (port.shape, ("batch", *port.row)))
+        before, after = (f"({sizes})" for sizes in shapes)
+        table.add_row(escape(port.name), before, port.served, after)
+    for name, array in layout.constants.items():
+        table.add_row(escape(name), str(array.shape), "", f"fixed at {escape(str(array.tolist()))}")
+    console.print(table)
+    for gate in adopted.proof.gates:
+        console.print(f"{gate.name}: {gate.value:.3g} (at {'least' if gate.at_least else 'most'} {gate.limit:.3g})")
+    for note in adopted.proof.notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    published = adopted.published
+    console.print(f"{'already published' if published.reused else 'published'}: {published.path}")
 
 
 if __name__ == "__main__":
