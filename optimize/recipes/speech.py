@@ -124,7 +124,7 @@ def conformer_variant(name: str, chunk: int, weights_of: str | None = None) -> V
         keep=("front_end",),
         networks={
             "teacher": network(TEACHER, epochs=24, learning_rate=6e-4, weight_decay=0.05),
-            "student": network(STUDENT, epochs=24, learning_rate=1e-3, soft_weight=0.5),
+            "student": network(STUDENT, epochs=24, learning_rate=1e-3, soft_weight=0.8),
             "undistilled": network(STUDENT, epochs=24, learning_rate=1e-3),  # the student's settings
         },
         weights_of=weights_of,
