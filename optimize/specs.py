@@ -87,7 +87,8 @@ class ModelSpec:
     """The interface of one servable model.
 
     name: the Triton model's name. buckets: for a dynamic axis, the sizes to which clients pad (ascending); Triton
-    only batches requests of equal shape. max_batch: the most rows of one run.
+    only batches requests of equal shape. max_batch: the most rows of one run. vocabulary: the SentencePiece file by
+    which texts become the numbers that the model reads and back, if it reads any; clients get it from the server.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ModelSpec:
     states: tuple[StateSpec, ...] = ()
     max_batch: int = 64
     buckets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    vocabulary: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         _check_name("model", self.name)
@@ -136,7 +138,9 @@ class ServingSpec:
     batch sizes worth forming (empty: any). queue_delay_us: how long a request may wait for company.
     response_cache: answer byte-identical requests from Triton's cache (stateless models only). kind: where the
     instances run. The rest concerns models with states: scheduling strategy, streams held at once, and how long
-    one may be silent (microseconds) before Triton frees its slot.
+    one may be silent (microseconds) before Triton frees its slot. opening_cache_mb: memory (MiB) of each instance for
+    the answers to what many streams begin with, 0 for none; for batch-invariant models, since of any other a stream
+    would get what another stream got in other company.
     """
 
     instances: int = 1
@@ -148,6 +152,7 @@ class ServingSpec:
     strategy: Literal["oldest", "direct"] = "oldest"
     max_streams: int = 256
     idle_us: int = 10_000_000
+    opening_cache_mb: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.preferred_batch, list):  # as JSON gives it
@@ -158,6 +163,7 @@ class ServingSpec:
             ("queue_delay_us", 0),
             ("max_streams", 1),
             ("idle_us", 1),
+            ("opening_cache_mb", 0),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -15,6 +15,7 @@ Triton hands through unread: ``shape.history = "hours,14"``, ``buckets.hours = "
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import defaultdict
 from dataclasses import replace
@@ -93,7 +94,9 @@ def from_config(config: pb.ModelConfig) -> tuple[ModelSpec, ServingSpec]:
 
 def effective(spec: ModelSpec, serving: ServingSpec) -> ServingSpec:
     """The options without those that do not concern such a model, which are reset to their defaults."""
-    unused = {True: ["response_cache"], False: ["strategy", "max_streams", "idle_us"]}[bool(spec.states)]
+    unused = {True: ["response_cache"], False: ["strategy", "max_streams", "idle_us", "opening_cache_mb"]}[
+        bool(spec.states)
+    ]
     if spec.states and serving.strategy == "direct":
         unused += ["max_streams", "preferred_batch"]
     default = ServingSpec()
@@ -150,6 +153,10 @@ def _parameters(spec: ModelSpec, serving: ServingSpec) -> dict[str, str]:
             parameters[f"labels.{tensor.name}"] = json.dumps(tensor.labels, ensure_ascii=False)
     for axis, sizes in spec.buckets.items():
         parameters[f"buckets.{axis}"] = ",".join(str(size) for size in sizes)
+    if spec.states and serving.opening_cache_mb:
+        parameters["opening_cache_mb"] = str(serving.opening_cache_mb)
+    if spec.vocabulary:
+        parameters["vocabulary"] = base64.b64encode(spec.vocabulary).decode()
     return parameters
 
 
@@ -199,6 +206,7 @@ def _model_spec(config: pb.ModelConfig) -> ModelSpec:
             for key, value in parameters.items()
             if key.startswith("buckets.")
         },
+        vocabulary=base64.b64decode(parameters["vocabulary"]),
     )
 
 
@@ -219,7 +227,11 @@ def _serving_spec(config: pb.ModelConfig) -> ServingSpec:
             response_cache=config.response_cache.enable,
         )
     batching = config.sequence_batching
-    serving = replace(serving, idle_us=batching.max_sequence_idle_microseconds)
+    serving = replace(
+        serving,
+        idle_us=batching.max_sequence_idle_microseconds,
+        opening_cache_mb=int(_texts(config)["opening_cache_mb"] or 0),
+    )
     if not batching.HasField("oldest"):
         return replace(serving, strategy="direct", queue_delay_us=batching.direct.max_queue_delay_microseconds)
     return replace(

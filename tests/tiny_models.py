@@ -216,6 +216,7 @@ def write_repository(repository: Path) -> None:
         listen(),
         listen("listen_of_four", GATHERS_FOUR),
         listen("listen_briefly", ServingSpec(max_streams=64, idle_us=300_000)),
+        listen("listen_openings", ServingSpec(opening_cache_mb=1)),
         listen("listen_direct", DIRECT),
         listen_with_controls("listen_direct_with_controls", DIRECT),
     ):

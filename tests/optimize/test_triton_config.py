@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,7 @@ def deployments(draw: st.DrawFn) -> tuple[ModelSpec, ServingSpec]:
         strategy=draw(st.sampled_from(("oldest", "direct"))),
         max_streams=draw(st.integers(1, 10**5)),
         idle_us=draw(st.integers(1, 10**10)),
+        opening_cache_mb=draw(st.integers(0, 10**4)),
     )
     return spec, serving
 
@@ -205,3 +207,11 @@ def test_a_configuration_of_other_making_is_refused(addition: str, words: str) -
 def test_unreadable_text_is_refused(text: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         parse_text(text)
+
+
+def test_a_vocabulary_travels_with_the_configuration() -> None:
+    spec = replace(FORECAST, vocabulary=bytes(range(256)))
+    config = parse_text(to_text(to_config(spec, ServingSpec())))
+    assert base64.b64decode(config.parameters["vocabulary"].string_value) == spec.vocabulary
+    assert from_config(config) == (spec, ServingSpec())
+    assert "vocabulary" not in to_config(FORECAST, ServingSpec()).parameters

@@ -66,3 +66,22 @@ class Logger:
     @classmethod
     def log_warn(cls, message: str) -> None:
         cls.warnings.append(message)
+
+
+class Metric:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def increment(self, value: float) -> None:
+        self.total += value
+
+
+class MetricFamily:
+    COUNTER: ClassVar[str] = "counter"
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.name, self.description, self.kind = name, description, kind
+        self.metrics: dict[tuple[tuple[str, str], ...], Metric] = {}
+
+    def Metric(self, labels: dict[str, str]) -> Metric:
+        return self.metrics.setdefault(tuple(labels.items()), Metric())

@@ -71,7 +71,7 @@ def test_a_single_request_is_not_copied(backend: ModuleType, tmp_path: Path) -> 
     model = tiny_models.double()
     instance = loaded(backend, tmp_path, model)
     array = np.ones((1, 4), np.float32)
-    work = instance._read(0, request(model, x=array))
+    work = instance._enter(0, request(model, x=array), None)
     assert work.arrays[0] is array
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -135,6 +136,39 @@ def test_32_interleaved_streams_are_what_each_is_alone(client: triton_grpc.Infer
             assert list(answer) == OUTPUTS
             for name in ANSWERS:
                 np.testing.assert_array_equal(answer[name], expected[name])
+
+
+def test_openings_that_streams_share_are_what_each_is_alone(
+    client: triton_grpc.InferenceServerClient, triton: Server
+) -> None:
+    """24 streams, 4 at a time, that begin alike, part at any chunk, and of which some chunks are cut short."""
+    draw, values = random.Random(7), np.random.default_rng(7)
+    opening = [values.integers(-9999, 9999, LISTEN_CHUNK, np.int16) for _ in range(3)]
+    for _ in range(6):
+        streams = []
+        for index in range(4):
+            own = [values.integers(-9999, 9999, LISTEN_CHUNK, np.int16) for _ in range(3)]
+            pcm = [*opening[: draw.randint(1, 3)], *own]
+            lengths = [LISTEN_CHUNK, *(draw.choice((LISTEN_CHUNK, LISTEN_CHUNK, 5)) for _ in pcm[1:])]
+            streams.append(
+                [Chunk(500 + index, *of, place == 0) for place, of in enumerate(zip(pcm, lengths, strict=True))]
+            )
+        longest = max(map(len, streams))
+        for place in range(longest):
+            there = [stream for stream in streams if place < len(stream)]
+            answers = send(client, "listen_openings", [stream[place] for stream in there])
+            for stream, answer in zip(there, answers, strict=True):
+                assert isinstance(answer, dict), answer
+                expected = alone(stream[: place + 1])[-1]
+                for name in ANSWERS:
+                    np.testing.assert_array_equal(answer[name], expected[name])
+    time.sleep(1.1)  # counters are published once a second, with the next request
+    level(client, "listen_openings", constant(500, 1, "SE"))
+    with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    wanted = 'onnxruntime_opening_chunks_total{known="yes",model="listen_openings",version="1"} '
+    (hits,) = [float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)]
+    assert hits >= 20
 
 
 def test_streams_that_come_together_are_one_run(client: triton_grpc.InferenceServerClient) -> None:

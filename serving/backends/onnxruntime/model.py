@@ -18,6 +18,8 @@ requests in order, so each instance remembers its own (``streams.py``), and one 
 | without START, unknown id   | refused as NOT_FOUND                                                               |
 | START, but no slot is left  | refused at once as UNAVAILABLE                                                     |
 | filler of strategy `direct` | none; it is answered with nothing and takes no part in the run                     |
+
+If the configuration has ``opening_cache_mb``, what many streams begin with is answered from memory (``openings.py``).
 """
 
 from __future__ import annotations
@@ -25,15 +27,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from onnx_contract import Contract, check
+from opening_metrics import OpeningMetrics
+from openings import Openings
+from reading import RequestError, Work, read
 from sequence_contract import Sequences, check_sequences
-from session_settings import open_session, run_options
+from session_settings import open_session, opening_cache_bytes, run_options
 from streams import Streams, TooManyStreams, UnknownStream
 from turns import Turn, rounds
 
@@ -42,25 +46,6 @@ Array = npt.NDArray[Any]
 # Triton takes a request's arrival for the last sign of life, this backend its execution. So a stream that Triton has
 # given up may not be idle enough yet to be forgotten here, and both it and its successor need a slot.
 _SLOTS_PER_STREAM = 2
-
-
-class RequestError(ValueError):
-    """The client's mistake: what was expected of the tensor and what came."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A request that passed the checks: its place among the requests, and its arrays in the order of the inputs.
-
-    turn, slot: of a stream's request.
-    """
-
-    place: int
-    request: Any
-    arrays: list[Array]
-    rows: int
-    turn: Turn | None = None
-    slot: int = 0
 
 
 class TritonPythonModel:
@@ -80,6 +65,7 @@ class TritonPythonModel:
         self._contract: Contract = check(config, *graph)
         self._output_names = [tensor.name for tensor in self._contract.outputs]
         self._open_streams(check_sequences(config, *graph))
+        self._open_openings(config, args["model_version"])
         self._warm_up()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -97,14 +83,19 @@ class TritonPythonModel:
                 except TooManyStreams as error:
                     responses[place] = _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
                 else:
-                    groups.setdefault(self._company(work), []).append(work)
+                    if not self._answer_as_known(work, responses):
+                        groups.setdefault(self._company(work), []).append(work)
             for group in groups.values():
                 self._answer(group, responses)
+        if self._opening_metrics is not None:
+            self._opening_metrics.tell()
         return responses
 
     def finalize(self) -> None:
         """Release the session, and with it the device memory."""
         del self._session
+        if self._opening_metrics is not None:
+            self._opening_metrics.close()
 
     def _open_streams(self, sequences: Sequences | None) -> None:
         """Room for the states of a model that has any."""
@@ -119,6 +110,15 @@ class TritonPythonModel:
             self._next_state_names = [tensor.name for tensor in sequences.outputs]
             self._ready = sequences.ready
 
+    def _open_openings(self, config: dict[str, Any], version: str) -> None:
+        """Room for what many streams begin with, if the model's configuration gives any."""
+        self._openings: Openings | None = None
+        self._opening_metrics: OpeningMetrics | None = None
+        limit_bytes = opening_cache_bytes(config)
+        if limit_bytes and self._streams is not None:
+            self._openings = Openings(limit_bytes)
+            self._opening_metrics = OpeningMetrics(pb_utils, self._openings, config["name"], version)
+
     def _rounds(self, requests: Sequence[Any], responses: list[Any]) -> list[list[tuple[int, Turn | None]]]:
         """The places of the requests that may run together; fillers of empty slots are answered at once."""
         if self._streams is None:
@@ -132,57 +132,40 @@ class TritonPythonModel:
     def _enter(self, place: int, request: Any, turn: Turn | None) -> Work:
         """The request, checked, and with its stream's slot."""
         if self._streams is None or turn is None:
-            return self._read(place, request)
+            return Work(place, request, *read(self._contract, request))
         slot = self._streams.enter(turn.stream, turn.starts)
         try:
-            work = self._read(place, request, turn, slot)
-            if work.rows != 1:
-                raise RequestError(f"expected 1 row, as a stream has, got {work.rows}")
+            arrays, rows = read(self._contract, request)
+            if rows != 1:
+                raise RequestError(f"expected 1 row, as a stream has, got {rows}")
         except RequestError:
             self._leave(turn, failed=True)
             raise
-        return work
+        step = self._openings.step(slot, turn.starts, arrays) if self._openings is not None else None
+        return Work(place, request, arrays, rows, turn, slot, step)
 
     def _leave(self, turn: Turn | None, failed: bool) -> None:
         """Free the slot of a stream that ended, or whose beginning failed."""
         if self._streams is not None and turn is not None and (turn.ends or (failed and turn.starts)):
             self._streams.leave(turn.stream)
 
-    def _read(self, place: int, request: Any, turn: Turn | None = None, slot: int = 0) -> Work:
-        """The request's arrays, without copies; raises RequestError naming the tensor that is wrong."""
-        given = {tensor.name(): tensor for tensor in request.inputs()}
-        batched = self._contract.max_batch > 0
-        arrays = []
-        rows = None
-        for tensor in self._contract.inputs:
-            if tensor.name not in given:
-                raise RequestError(f"input '{tensor.name}' is missing")
-            array = given[tensor.name].as_numpy()
-            if array.dtype != tensor.dtype:
-                raise RequestError(f"input '{tensor.name}': expected {tensor.dtype}, got {array.dtype}")
-            if not tensor.fits(array.shape[1:] if batched else array.shape):
-                wanted = [*(["batch"] if batched else []), *tensor.shape]
-                raise RequestError(f"input '{tensor.name}': expected shape {_shape(wanted)}, got {_shape(array.shape)}")
-            if not array.size:
-                raise RequestError(f"input '{tensor.name}': shape {_shape(array.shape)} holds nothing")
-            if tensor.is_floating and not np.isfinite(array).all():
-                where = np.argwhere(~np.isfinite(array))[0]
-                raise RequestError(
-                    f"input '{tensor.name}': expected finite numbers, got {array[tuple(where)]} at {_shape(where)}"
-                )
-            if batched and rows is not None and len(array) != rows:
-                raise RequestError(
-                    f"input '{tensor.name}': expected {rows} rows like the first input, got {len(array)}"
-                )
-            rows = len(array) if batched else 1
-            arrays.append(array)
-        return Work(place, request, arrays, rows or 1, turn, slot)
-
     def _company(self, work: Work) -> tuple[Any, ...]:
         """Equal for requests that may share a run: equal shapes but for the batch, and alone where there is none."""
         if self._contract.max_batch == 0:
             return (work.place,)
         return tuple(array.shape[1:] for array in work.arrays)
+
+    def _answer_as_known(self, work: Work, responses: list[Any]) -> bool:
+        """Answer without a run what others have brought after the same past."""
+        if work.step is None or work.step.known is None:
+            return False
+        assert self._openings is not None
+        assert self._streams is not None
+        outputs, states = work.step.known
+        self._streams.scatter([work.slot], states)
+        self._openings.follow(work.slot, work.step)
+        self._respond(work, outputs, responses)
+        return True
 
     def _answer(self, group: list[Work], responses: list[Any]) -> None:
         """Fill in the responses of ``group``. If it cannot run together, each runs alone and the guilty one is told."""
@@ -196,19 +179,25 @@ class TritonPythonModel:
                 self._leave(group[0].turn, failed=True)
                 responses[group[0].place] = _failure(f"the model failed: {error}", pb_utils.TritonError.INTERNAL)
             return
+        if len(group) == 1:
+            self._respond(group[0], outputs, responses)
+            return
         start = 0
         for work in group:
             stop = start + work.rows
-            self._leave(work.turn, failed=False)
-            wanted = work.request.requested_output_names()
-            responses[work.place] = pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor(name, output if len(group) == 1 else output[start:stop])
-                    for name, output in zip(self._output_names, outputs, strict=True)
-                    if name in wanted
-                ]
-            )
+            self._respond(work, [output[start:stop] for output in outputs], responses)
             start = stop
+
+    def _respond(self, work: Work, outputs: Sequence[Array], responses: list[Any]) -> None:
+        self._leave(work.turn, failed=False)
+        wanted = work.request.requested_output_names()
+        responses[work.place] = pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor(name, output)
+                for name, output in zip(self._output_names, outputs, strict=True)
+                if name in wanted
+            ]
+        )
 
     def _run(self, group: list[Work]) -> list[Array]:
         """The outputs of one session run over all rows of ``group``, in the order of the configured outputs.
@@ -234,6 +223,11 @@ class TritonPythonModel:
                     raise RuntimeError(f"output '{name}' has {len(output)} rows for a batch of {rows}")
         if self._streams is not None and group[0].turn is not None:
             self._streams.scatter(slots, states)
+            if self._openings is not None:
+                for row, work in enumerate(group):
+                    if work.step is not None:
+                        place = row if self._contract.max_batch > 0 else None
+                        self._openings.keep(work.slot, work.step, outputs, states, place)
         return outputs
 
     def _warm_up(self) -> None:
@@ -255,7 +249,3 @@ class TritonPythonModel:
 
 def _failure(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-
-
-def _shape(sizes: Any) -> str:
-    return "[" + ", ".join(str(size) for size in sizes) + "]"

@@ -23,6 +23,7 @@ _GRAPH_LEVELS = {
 _EXECUTION_MODES = (onnxruntime.ExecutionMode.ORT_SEQUENTIAL, onnxruntime.ExecutionMode.ORT_PARALLEL)
 _ALLOCATE_INITIALIZERS = "session.use_device_allocator_for_initializers"
 _SHRINK_ARENA = "memory.enable_memory_arena_shrinkage"
+_OPENING_CACHE = "opening_cache_mb"
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 # CUDA options that the official backend still takes as parameters, with the words for its numbers.
@@ -68,6 +69,14 @@ def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions | None:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry(_SHRINK_ARENA, shrinkage)
     return options
+
+
+def opening_cache_bytes(config: dict[str, Any]) -> int:
+    """How much the openings of streams may take (``openings.py``), which is a setting of this backend alone."""
+    megabytes = _whole(config, _OPENING_CACHE)
+    if megabytes < 0:
+        raise SettingsError(f"parameter '{_OPENING_CACHE}' is {megabytes}; expected 0 (none) or a number of MiB")
+    return megabytes << 20
 
 
 def open_session(path: str, config: dict[str, Any], kind: str, device_id: int) -> onnxruntime.InferenceSession:

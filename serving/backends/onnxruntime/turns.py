@@ -7,16 +7,14 @@ and `direct` strategies have one in flight for each stream, so there is one roun
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams import Id
 
 START, END = 1, 2  # flags of a request, as in tritonserver.h
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """A request's part in its stream; place: among the requests of the call."""
 
     place: int
