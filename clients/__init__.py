@@ -6,7 +6,7 @@
         answer = client.infer("load_forecast", {"history": history, "calendar": calendar}, deadline_s=0.5)
 
         with client.stream("speech") as session:  # a model with state: one session for one stream
-            answer = session.send({"pcm": chunk, "lengths": lengths})
+            answer = session.send(chunk)
 
 ``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE`` and
 ``python -m clients transcribe FILE``.

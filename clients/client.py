@@ -6,7 +6,7 @@ with clients.connect("127.0.0.1:8001") as client:
     answer.version      # "3"
 
     with client.stream("speech") as session:  # a model that remembers its past: see clients.session
-        answer = session.send({"pcm": chunk, "lengths": lengths})
+        answer = session.send(chunk)
 """
 
 from __future__ import annotations

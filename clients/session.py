@@ -1,12 +1,13 @@
 """Sessions: one stream of chunks to a model that remembers its past, over one bidirectional gRPC stream.
 
     with client.stream("speech") as session:
-        for chunk in chunks[:-1]:  # int16 (1, samples)
-            answer = session.send({"pcm": chunk, "lengths": lengths})
-        answer = session.finish({"pcm": chunks[-1], "lengths": lengths})
+        for chunk in chunks[:-1]:  # int16 (samples,)
+            answer = session.send(chunk)
+        answer = session.finish(chunks[-1])  # may be shorter
 
 ``send`` returns the answer for just that chunk, ``finish`` sends the last one and lets the server free the stream.
-Every array has its batch axis, which is 1: a session is one stream. Leaving ``with`` without ``finish`` sends nothing
+A bare array is the model's one input; several have names: ``send({"pcm": pcm, "hint": hint})``, with a batch axis each,
+which is 1: a session is one stream. Leaving ``with`` without ``finish`` sends nothing
 more; the server then forgets the stream when its idle limit (``Signature.idle_limit_s``) has passed. The same limit
 ends a session that pauses for longer.
 
@@ -46,6 +47,7 @@ from clients.calls import (
     StreamTransport,
     check_deadlines,
 )
+from clients.chunk import named
 from clients.errors import (
     ClientError,
     ConnectionLost,
@@ -82,11 +84,11 @@ class Session:
         """How many chunks have been answered."""
         return _opened(self._opened)[0].answered
 
-    def send(self, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> Answer:
-        """The model's answer for the next chunk. inputs: by name, each with a batch axis of 1. See the module."""
+    def send(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
+        """The model's answer for the next chunk. inputs: an array, or by name with a batch axis of 1. See the module."""
         return self._ask(inputs, False, deadline_s)
 
-    def finish(self, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> Answer:
+    def finish(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
         """The same for the last chunk; the server then forgets the stream, and nothing more can be sent."""
         return self._ask(inputs, True, deadline_s)
 
@@ -117,7 +119,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def _ask(self, inputs: Mapping[str, Array], end: bool, deadline_s: float | None) -> Answer:
+    def _ask(self, inputs: Mapping[str, Array] | Array, end: bool, deadline_s: float | None) -> Answer:
         ledger, stream = _opened(self._opened)
         with ledger.turn():
             deadline_s = self._checked(deadline_s)
@@ -164,11 +166,11 @@ class AsyncSession:
         """See ``Session.answered``."""
         return _opened(self._opened)[0].answered
 
-    async def send(self, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> Answer:
+    async def send(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
         """See ``Session.send``. A cancelled wait leaves the answer to ``receive``."""
         return await self._ask(inputs, False, deadline_s)
 
-    async def finish(self, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> Answer:
+    async def finish(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
         """See ``Session.finish``."""
         return await self._ask(inputs, True, deadline_s)
 
@@ -199,7 +201,7 @@ class AsyncSession:
     ) -> None:
         await self.close()
 
-    async def _ask(self, inputs: Mapping[str, Array], end: bool, deadline_s: float | None) -> Answer:
+    async def _ask(self, inputs: Mapping[str, Array] | Array, end: bool, deadline_s: float | None) -> Answer:
         ledger, stream = _opened(self._opened)
         with ledger.turn():
             deadline_s = self._checked(deadline_s)
@@ -259,7 +261,7 @@ class _Ledger:
         finally:
             self._in_use.release()
 
-    def sent(self, inputs: Mapping[str, Array], end: bool) -> Chunk:
+    def sent(self, inputs: Mapping[str, Array] | Array, end: bool) -> Chunk:
         """The chunk to send next. Raises InvalidRequest for inputs that the model cannot take."""
         self._check_open()
         if self._owed is not None:
@@ -267,7 +269,7 @@ class _Ledger:
                 f"{self._name()}: chunk {self.answered + 1} is still unanswered; take its answer with receive() before "
                 "sending more"
             )
-        checked = self.signature.checked(inputs)
+        checked = self.signature.checked(named(self.signature, inputs))
         rows = self.signature.rows(checked)
         if rows not in (1, None):
             raise InvalidRequest(

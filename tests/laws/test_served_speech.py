@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import clients
 from optimize import onnx_export
 from optimize.specs import ServingSpec
 from optimize.triton_config import to_config, to_text
@@ -146,3 +147,16 @@ def test_a_second_start_begins_again(server: Server) -> None:
         send(client, "speech", [Chunk(9, audio(len(SILENCE), 3), len(SILENCE), start=True)])
         (again,) = send(client, "speech", [Chunk(9, sound, len(SILENCE), start=True, end=True)])
     np.testing.assert_array_equal(again["log_probs"], alone.log_probs)
+
+
+def test_bare_chunks_of_a_session(server: Server) -> None:
+    """As in the README: samples in, the last chunk short; the same bits as in process."""
+    sound = audio(2 * len(SILENCE) + 999, 4)
+    alone, _ = laws.stream(OnnxStreaming(*SERVED["speech"], "int8"), sound)
+    with clients.connect(server.grpc) as client, client.stream("speech") as session:
+        first, second = (session.send(sound[start:][: len(SILENCE)]) for start in (0, len(SILENCE)))
+        last = session.finish(sound[2 * len(SILENCE) :])
+    found = np.concatenate([answer.outputs["log_probs"] for answer in (first, second, last)], axis=1)
+    heard = alone.log_probs.shape[1]
+    np.testing.assert_array_equal(found[:, :heard], alone.log_probs)
+    assert last.outputs["output_lengths"].item() == heard - 16

@@ -1,0 +1,47 @@
+"""A bare array as one chunk of a stream: what ``session.send(samples)`` sends.
+
+Of a model with one input besides ``lengths``, the array of one stream, without a batch axis, is all that there is to
+say. One that is shorter than the model's chunk is filled up with zeros, and ``lengths`` says how much of it is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from clients.errors import InvalidRequest
+from clients.signature import Array, Signature
+from optimize.specs import LENGTHS
+
+
+def named(signature: Signature, chunk: Mapping[str, Array] | Array) -> Mapping[str, Array]:
+    """The request of a chunk; a mapping is one already.
+
+    Raises InvalidRequest where an array does not say which input it is, or is longer than a chunk.
+    """
+    if isinstance(chunk, Mapping):
+        return chunk
+    inputs = {tensor.name: tensor for tensor in signature.inputs if not tensor.optional}
+    lengths = inputs.pop(LENGTHS, None)
+    if len(inputs) != 1:
+        raise InvalidRequest(
+            f"model '{signature.model}' takes {', '.join(inputs)}: name the array, as in {{'x': array}}"
+        )
+    (tensor,) = inputs.values()
+    array = np.asarray(chunk)
+    if array.ndim != len(tensor.shape) - 1:
+        raise InvalidRequest(
+            f"model '{signature.model}', a chunk of shape {array.shape}: expected {tensor.shape[1:]}, one stream without "
+            "a batch axis; or name the array, with its batch axis"
+        )
+    if lengths is None:
+        return {tensor.name: array[None]}
+    meant, size = len(array), tensor.shape[1]
+    if meant > size > 0:
+        raise InvalidRequest(
+            f"model '{signature.model}', a chunk of {meant}: expected at most {size}; send the rest as chunks of their own"
+        )
+    filled = np.zeros((1, max(size, meant), *array.shape[1:]), array.dtype)
+    filled[0, :meant] = array
+    return {tensor.name: filled, LENGTHS: np.array([[meant]], np.int32 if lengths.datatype == "INT32" else np.int64)}
