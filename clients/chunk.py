@@ -32,15 +32,15 @@ def named(signature: Signature, chunk: Mapping[str, Array] | Array) -> Mapping[s
     array = np.asarray(chunk)
     if array.ndim != len(tensor.shape) - 1:
         raise InvalidRequest(
-            f"model '{signature.model}', a chunk of shape {array.shape}: expected {tensor.shape[1:]}, one stream without "
-            "a batch axis; or name the array, with its batch axis"
+            f"model '{signature.model}', a chunk of shape {array.shape}: expected {tensor.shape[1:]}, one stream "
+            "without a batch axis; or name the array, with its batch axis"
         )
     if lengths is None:
         return {tensor.name: array[None]}
     meant, size = len(array), tensor.shape[1]
     if meant > size > 0:
         raise InvalidRequest(
-            f"model '{signature.model}', a chunk of {meant}: expected at most {size}; send the rest as chunks of their own"
+            f"model '{signature.model}', a chunk of {meant}: expected at most {size}; send the rest as another one"
         )
     filled = np.zeros((1, max(size, meant), *array.shape[1:]), array.dtype)
     filled[0, :meant] = array

@@ -85,7 +85,7 @@ class Session:
         return _opened(self._opened)[0].answered
 
     def send(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
-        """The model's answer for the next chunk. inputs: an array, or by name with a batch axis of 1. See the module."""
+        """The answer for the next chunk. inputs: an array, or by name with a batch axis of 1. See the module."""
         return self._ask(inputs, False, deadline_s)
 
     def finish(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
