@@ -10,11 +10,17 @@ import argparse
 import os
 import sys
 
-from clients import forecast, transcribe
+from clients import detokenize, forecast, tokenize, transcribe, translate
 from clients.client import REQUEST_DEADLINE_S
 from optimize.errors import UserError
 
-COMMANDS = {"forecast": forecast, "transcribe": transcribe}
+COMMANDS = {
+    "forecast": forecast,
+    "transcribe": transcribe,
+    "translate": translate,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ with a tensor of the wrong size.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ Array = NDArray[Any]
 ANY_SIZE = -1
 TRITON_IDLE_LIMIT_US = 1_000_000  # of a sequence model that names none
 LABELS_PREFIX = "labels."  # of a parameter in the model's configuration, before an output's name
+SHAPE_PREFIX, BUCKETS_PREFIX = "shape.", "buckets."  # likewise, before a tensor's and an axis' name
+VOCABULARY = "vocabulary"  # likewise
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("bool"),
@@ -53,6 +56,8 @@ class Signature:
 
     idle_limit_s: how long a stream's state outlives its last request; None: the model keeps no state between requests.
     labels: of outputs that hold indices, what each index stands for, where the configuration says so (a JSON list).
+    buckets: of tensors whose first axis is of any size, the sizes to pad to, where it says so. vocabulary: the file by
+    which texts become what the model reads, or empty.
     State tensors are the server's own business: it lists them neither as inputs nor as outputs.
     """
 
@@ -63,6 +68,8 @@ class Signature:
     max_batch: int
     idle_limit_s: float | None = None
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    vocabulary: bytes = field(default=b"", repr=False)
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], config: Mapping[str, Any], version: str = "") -> Signature:
@@ -91,6 +98,8 @@ class Signature:
             max_batch=int(config.get("max_batch_size", 0)),
             idle_limit_s=_idle_limit_s(config),
             labels=_labels(metadata["name"], config),
+            buckets=_buckets(metadata["name"], config),
+            vocabulary=_vocabulary(metadata["name"], config),
         )
 
     def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -198,6 +207,34 @@ def _labels(model: str, config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]
                 )
             labels[key.removeprefix(LABELS_PREFIX)] = tuple(listed)
     return labels
+
+
+def _buckets(model: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    texts = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
+    buckets = {}
+    for key, text in texts.items():
+        sizes = texts.get(BUCKETS_PREFIX + text.split(",")[0]) if key.startswith(SHAPE_PREFIX) else None
+        if sizes is not None:
+            try:
+                buckets[key.removeprefix(SHAPE_PREFIX)] = tuple(int(size) for size in sizes.split(","))
+            except ValueError:
+                raise ServerError(
+                    f"model '{model}': expected sizes such as 8,16 in the parameter '{BUCKETS_PREFIX}"
+                    f"{text.split(',')[0]}' of its configuration, got '{sizes}'; publish it again"
+                ) from None
+    return buckets
+
+
+def _vocabulary(model: str, config: Mapping[str, Any]) -> bytes:
+    try:
+        return base64.b64decode(config.get("parameters", {})[VOCABULARY]["string_value"], validate=True)
+    except KeyError:
+        return b""
+    except ValueError:
+        raise ServerError(
+            f"model '{model}': expected a file in base64 in the parameter '{VOCABULARY}' of its configuration; "
+            "publish it again"
+        ) from None
 
 
 def _kind_of(array: Array) -> str:

@@ -84,19 +84,20 @@ def measure(
     batch: int = 16,
     warmup: int = 10,
     progress: Progress | None = None,
+    fit: Callable[[Arrays], Arrays] = lambda request: request,
 ) -> dict[str, Measurement]:
     """Time every candidate on the same requests, interleaved; single-threaded if the candidates are.
 
-    Raises UserError when fewer than ``batch`` requests are given.
+    fit: a request or batch as a client would send it. Raises UserError when fewer than ``batch`` requests are given.
     """
     if len(requests) < batch:
         raise UserError(f"benchmark: {len(requests)} requests are too few for batches of {batch}; give more data")
-    singles = [requests.rows(i, i + 1) for i in range(min(len(requests), rounds))]
+    singles = [fit(requests.rows(i, i + 1)) for i in range(min(len(requests), rounds))]
     runs = {candidate.name: candidate.run for candidate in candidates}
     alone = interleaved(runs, singles, rounds, warmup, progress)
     p50_s: dict[int, dict[str, float]] = {}
     for size in sorted({*BATCHES, batch}):
-        batches = [requests.rows(i, i + size) for i in range(0, min(len(requests), 8 * size) - size + 1, size)]
+        batches = [fit(requests.rows(i, i + size)) for i in range(0, min(len(requests), 8 * size) - size + 1, size)]
         if batches:
             times = interleaved(runs, batches, max(rounds // 10, 5), 3, progress)
             p50_s[size] = {name: float(np.median(times[name])) for name in runs}

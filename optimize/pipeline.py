@@ -12,6 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from optimize.benchmark import (
     torch_candidate,
     torch_threads,
 )
+from optimize.buckets import fitted
 from optimize.card import manifest, model_card
 from optimize.checkpoint import Sidecar, load_checkpoint, path_of
 from optimize.data.dataset import Arrays, Dataset, Split
@@ -225,7 +227,8 @@ def measure_stages(work: Work) -> None:
             name, work.onnx_path(name), precision, work.parameters, device=work.options.device
         )
     with torch_threads(1):
-        timed = measure(list(work.candidates.values()), requests, work.options.rounds, progress=work.progress)
+        candidates, fit = list(work.candidates.values()), partial(fitted, spec=spec)
+        timed = measure(candidates, requests, work.options.rounds, progress=work.progress, fit=fit)
     judge = Judge(
         work.recipe,
         work.variant,

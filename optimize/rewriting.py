@@ -30,6 +30,12 @@ def read(model: ModelProto) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(opened)
     for body in opened.graph.subgraphs():
         body.meta["opset_imports"] = opened.opset_imports  # a body has none of its own
+    for node in opened.graph.all_nodes():  # an outer one before those in its bodies
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = attribute.as_graph()
+                outer = node.graph is not None and bool(node.graph.meta.get("branch"))
+                body.meta["branch"] = outer or node.op_type == "If"
     return opened
 
 
@@ -49,9 +55,9 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def in_body(value: ir.Value) -> bool:
-    """Whether a value is computed inside the body of a Scan, Loop or If."""
-    return value.graph is not None and "opset_imports" in value.graph.meta
+def in_branch(value: ir.Value) -> bool:
+    """Whether a value is inside a branch of an If, so that there may be none."""
+    return value.graph is not None and bool(value.graph.meta.get("branch"))
 
 
 class Replacement:

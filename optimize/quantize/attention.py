@@ -26,7 +26,7 @@ from optimize.quantize.product import (
     refuses_inputs,
     refuses_weights,
 )
-from optimize.rewriting import CONTRIB, Replacement, constant, in_body
+from optimize.rewriting import CONTRIB, Replacement, constant, in_branch
 
 OPERATOR = "Attention"
 _INPUTS = ("x", "weights", "bias", "mask", "past", "attention_bias", "past_sequence_length")
@@ -109,8 +109,8 @@ def _refuses(node: ir.Node) -> str:
 
 def _refuses_static(node: ir.Node) -> str:
     x = _input(node, "x")
-    if x is not None and in_body(x):
-        return "its activation lives inside a loop's body, where calibration cannot observe it; use per_row"
+    if x is not None and in_branch(x):
+        return "its activation lives inside a branch, where calibration may never see it; use per_row"
     return _refuses(node)
 
 

@@ -11,29 +11,29 @@ from collections.abc import Iterable
 from math import inf
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto
+import onnx_ir as ir
+from onnx import ModelProto
 
+from optimize import rewriting
 from optimize.benchmark import session
 from optimize.data.dataset import Arrays
+from optimize.quantize.exposure import expose
 from optimize.quantize.method import QuantizationError, Ranges
+from optimize.quantize.weights import walk
 
 
 def observe(model: ModelProto, names: list[str], feeds: Iterable[Arrays]) -> Ranges:
-    """Smallest and largest value of each named tensor of the main graph, over all feeds; ``model`` runs in fp32.
+    """Smallest and largest value of each named tensor, over all feeds and all trips of loops; ``model`` runs in fp32.
 
-    Raises QuantizationError for a name that no value of the main graph has, for data without a single value, and for
-    values that are not finite.
+    Raises QuantizationError for a name that no value has, or one in a branch alone, for data without a single value,
+    and for values that are not finite.
     """
-    computed = {name for node in model.graph.node for name in node.output}
-    fed = {value.name for value in model.graph.input}
-    if unknown := [name for name in names if name not in computed | fed]:
-        raise QuantizationError(f"calibration: the main graph has no values {unknown}; was it changed since?")
-    asked = sorted(set(names) - fed)
-    opened = session(_showing(model, asked).SerializeToString())
+    asked = sorted(set(names) - {value.name for value in model.graph.input})
+    shown, outputs = _showing(model, asked)
+    opened = session(shown.SerializeToString())
     ranges = dict.fromkeys(names, (inf, -inf))
     for feed in feeds:
-        arrays = dict(zip(asked, opened.run(asked, feed), strict=True)) if asked else {}
+        arrays = dict(zip(asked, opened.run(outputs, feed), strict=True)) if asked else {}
         for name in ranges:
             array = arrays[name] if name in arrays else feed[name]
             if not np.isfinite(array).all():
@@ -46,11 +46,21 @@ def observe(model: ModelProto, names: list[str], feeds: Iterable[Arrays]) -> Ran
     return ranges
 
 
-def _showing(model: ModelProto, names: list[str]) -> ModelProto:
-    """A copy with those values as further outputs."""
-    copy: ModelProto = ModelProto.FromString(model.SerializeToString())
-    shown = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in shown
-    )
-    return copy
+def _showing(model: ModelProto, names: list[str]) -> tuple[ModelProto, list[str]]:
+    """A copy with those values as further outputs, and what these are called."""
+    opened = rewriting.read(model)
+    places = {
+        str(value.name): (value, inside)
+        for node, inside in list(walk(opened.graph))
+        for value in (*node.inputs, *node.outputs)
+        if value is not None
+    }
+    if unknown := [name for name in names if name not in places]:
+        raise QuantizationError(f"calibration: the graph has no values {unknown}; was it changed since?")
+    outputs = []
+    for name in names:
+        exposed = expose(opened.graph, *places[name])
+        if exposed is None:
+            raise QuantizationError(f"calibration: '{name}' is in a branch and not always there; use per_row there")
+        outputs.append(str(exposed[0].name))
+    return ir.serde.serialize_model(opened), outputs

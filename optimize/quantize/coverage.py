@@ -60,7 +60,8 @@ def coverage(
     """Measure a graph, running it once on zeros; shares are 0 for a model without weights.
 
     sizes: of dynamic axes, by name; a batch is 1 and anything else 16 without one. trip_counts: of Loops that do not
-    say theirs, by the node's name; 16 without one. inputs: to run on instead of zeros, where zeros are no request.
+    say theirs, by the node's name; 16 without one. inputs: a request to run on instead of zeros, for which Loops take
+    as many trips as they take.
     constants: names of nodes or initializers that look like weights but were not trained, such as filter banks.
     refusals: why a node was left in fp32, by its name. before: the graph that this one was made from. Raises UserError
     when the graph does not run.
@@ -72,7 +73,11 @@ def coverage(
     trained = [weighted for weighted in found if not _is_listed(weighted, constants)]
     ran = (
         observed_shapes(
-            model, zeros(model, sizes or {}) | (inputs or {}), [numbers[w.node] for w in trained], trip_counts
+            model,
+            zeros(model, sizes or {}) | (inputs or {}),
+            [numbers[w.node] for w in trained],
+            trip_counts,
+            real=inputs is not None,
         )
         if trained
         else {}

@@ -9,7 +9,11 @@ so it is done only when asked for.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from optimize.quantize.method import Method, Ranges
 from optimize.quantize.product import per_channel, refuses_weights
@@ -17,14 +21,24 @@ from optimize.rewriting import Replacement, constant
 
 
 def _rewrite(node: ir.Node, ranges: Ranges) -> None:
-    table = constant(node.inputs[0])
+    value, indices = node.inputs[:2]
+    table = constant(value)
+    assert value is not None
     assert table is not None
     quantized, scales = per_channel(table.T)
     new = Replacement(node)
-    indices = node.inputs[1]
-    rows = new.op("Gather", new.constant("table_int8", quantized.T), indices)
-    scale = new.op("Gather", new.constant("table_scale", scales[:, None]), indices)
+    rows = new.op("Gather", _beside(value, "int8", quantized.T), indices)
+    scale = new.op("Gather", _beside(value, "scale", scales[:, None]), indices)
     new.finish(new.op("Mul", new.op("Cast", rows, to=int(ir.DataType.FLOAT)), scale))
+
+
+def _beside(table: ir.Value, what: str, array: NDArray[Any]) -> ir.Value:
+    """A constant in the graph that has the table: all who look up the same, in bodies too, share it."""
+    graph, name = table.graph, f"{table.name}/{what}"
+    assert graph is not None
+    if name not in graph.initializers:
+        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name)))
+    return graph.initializers[name]
 
 
 def _refuses(node: ir.Node) -> str:

@@ -32,7 +32,7 @@ from optimize.quantize.lstm import CELL
 from optimize.quantize.method import Method, QuantizationError, Ranges
 from optimize.quantize.product import per_channel, symmetric
 from optimize.quantize.recurrence import directions, optional, refusal, sequences, used
-from optimize.rewriting import CONTRIB, Replacement, constant, in_body
+from optimize.rewriting import CONTRIB, Replacement, constant, in_branch
 
 GATES = 4  # input, output, forget, cell: ONNX's order
 PINS = np.array([1, -1], np.float32)
@@ -50,8 +50,8 @@ def is_pinned(node: ir.Node) -> bool:
 
 
 def _refuses_pinned(node: ir.Node) -> str:
-    if in_body(sequences(node)):
-        return "its input lives inside a loop's body, where calibration cannot observe it"
+    if in_branch(sequences(node)):
+        return "its input lives inside a branch, where calibration may never see it"
     if (optional(node, _H) is None) != (optional(node, _C) is None):
         return "only one of its two states is given"
     return refusal(node, CELL)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from optimize.quantize.method import Method, Ranges
 from optimize.quantize.product import Product, Way, dynamic, per_row, refuses_inputs, refuses_weights, static
-from optimize.rewriting import Replacement, constant, in_body
+from optimize.rewriting import Replacement, constant, in_branch
 
 
 def methods(name: str, way: Way, *, invariant: bool = True, calibrated: bool = False) -> list[Method]:
@@ -28,8 +28,8 @@ def _method(name: str, way: Way, operator: str, invariant: bool, calibrated: boo
     refuses, rewrite = _OPERATORS[operator]
 
     def reason(node: ir.Node) -> str:
-        if calibrated and in_body(_input(node)):
-            return "its activation lives inside a loop's body, where calibration cannot observe it; use per_row"
+        if calibrated and in_branch(_input(node)):
+            return "its activation lives inside a branch, where calibration may never see it; use per_row"
         return refuses(node)
 
     return Method(

@@ -40,7 +40,7 @@ import onnx_ir as ir
 from optimize.quantize.activation import Array, Quantizer, dynamic, per_row, product, static, unit
 from optimize.quantize.method import Method, Ranges
 from optimize.quantize.product import refuses_inputs, refuses_weights
-from optimize.rewriting import Replacement, constant, in_body
+from optimize.rewriting import Replacement, constant, in_branch
 
 _X, _W, _R, _B, _LENGTHS, _STATES = range(6)  # positions of the inputs, that of the first initial state last
 
@@ -72,8 +72,8 @@ def method(cell: Cell, name: str) -> Method:
     """The rewrite of a cell by ``dynamic``, ``static`` or ``per_row``."""
 
     def refuses(node: ir.Node) -> str:
-        if name == "static" and in_body(sequences(node)):
-            return "its input lives inside a loop's body, where calibration cannot observe it; use per_row"
+        if name == "static" and in_branch(sequences(node)):
+            return "its input lives inside a branch, where calibration may never see it; use per_row"
         return refusal(node, cell)
 
     def rewrite(node: ir.Node, ranges: Ranges) -> None:

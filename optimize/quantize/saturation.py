@@ -24,7 +24,8 @@ from onnx import ModelProto
 
 from optimize.benchmark import session
 from optimize.data.dataset import Arrays
-from optimize.quantize.weights import Inside, Weighted, walk
+from optimize.quantize.exposure import expose
+from optimize.quantize.weights import Weighted, walk
 from optimize.rewriting import constant, read
 
 _SUMS_IN_32_BITS = {"avx_vnni", "avx512_vnni", "amx_int8"}
@@ -151,7 +152,7 @@ def _observed(
     for at in inputs:
         value = node.inputs[at]
         assert value is not None
-        if (output := _exposed(opened.graph, value, inside)) is None:
+        if (output := expose(opened.graph, value, inside)) is None:
             return None
         shown.append(output)
     names = [output.name for output, _ in shown]
@@ -163,35 +164,3 @@ def _observed(
         ]
         for request in requests
     ]
-
-
-def _exposed(graph: ir.Graph, value: ir.Value, inside: Inside) -> tuple[ir.Value, int] | None:
-    """Make a value, perhaps inside bodies, an output of the graph; gives it and the number of axes of trips."""
-    name = f"exposed/{value.name}"
-    trips = 0
-    places = [(parent, parent.attributes[attribute].as_graph()) for parent, attribute in inside]
-    while places and value.graph is not places[-1][1]:
-        places.pop()  # it comes from further out
-    for parent, body in reversed(places):
-        if parent.op_type not in ("Scan", "Loop"):
-            return None
-        body.outputs.append(_copied(body, value, f"{name}/{trips}"))
-        for attribute in ("scan_output_axes", "scan_output_directions"):
-            if attribute in parent.attributes:
-                kept = parent.attributes[attribute].as_ints()
-                parent.attributes[attribute] = ir.AttrInt64s(attribute, [*kept, 0])
-        parent.resize_outputs(len(parent.outputs) + 1)
-        value = parent.outputs[-1]
-        trips += 1
-        value.name = f"{name}/{trips}/trips"
-    output = _copied(graph, value, name)
-    graph.outputs.append(output)
-    return output, trips
-
-
-def _copied(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """The same value, produced in ``graph``."""
-    node = ir.node("Identity", [value])
-    graph.append(node)
-    node.outputs[0].name = name
-    return node.outputs[0]

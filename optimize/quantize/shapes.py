@@ -3,8 +3,8 @@
 No shape inference knows all the operators of com.microsoft; the runtime does. A profile has one entry for each time
 that an operator ran, so that the entries of an operator in a body tell the trip count as well.
 
-What an ordinary run leaves out is forced, in a copy: a Loop runs a given number of times, and where the condition of
-an If leaves weights aside, the graph is run again through the other branch.
+What an ordinary run leaves out is forced, in a copy: on anything but a real request a Loop runs a given number of
+times, and where the condition of an If leaves weights aside, the graph is run again through the other branch.
 """
 
 from __future__ import annotations
@@ -58,12 +58,17 @@ def zeros(model: ModelProto, sizes: Mapping[str, int], batch: int = 1, other: in
 
 
 def observed_shapes(
-    model: ModelProto, feed: Arrays, wanted: Collection[int], trip_counts: Mapping[str, int] | None = None
+    model: ModelProto,
+    feed: Arrays,
+    wanted: Collection[int],
+    trip_counts: Mapping[str, int] | None = None,
+    real: bool = False,
 ) -> dict[int, list[Ran]]:
     """Run once and give the entries of every node, by its number in the order of ``walk``.
 
     wanted: nodes that must have run, for which branches are forced. trip_counts: of Loops, by the node's name; without
-    one the constant in the graph counts, or else ``DYNAMIC_SIZE``. Raises UserError when the graph does not run.
+    one the constant in the graph counts, or else ``DYNAMIC_SIZE``. real: the feed is a request, for which a Loop takes
+    as many trips as it takes. Raises UserError when the graph does not run.
     """
     places = list(walk(rewriting.read(model).graph))
     numbers = {node: number for number, (node, _) in enumerate(places)}
@@ -71,10 +76,13 @@ def observed_shapes(
     found: dict[int, list[Ran]] = {}
     forced: dict[int, str] | None = None
     while True:
-        found = _run(_prepared(model, trip_counts or {}, forced or {}), feed) | found
+        found = _run(_prepared(model, trip_counts or {}, forced or {}, real), feed) | found
         missing = [number for number in wanted if number not in found]
         if not missing:
             return found
+        if real:  # it enters no loop, or another branch
+            real = False
+            continue
         if forced == branches[missing[0]]:
             name = places[missing[0]][0].name
             raise UserError(
@@ -87,8 +95,8 @@ def _is_batch(place: int, name: str) -> bool:
     return "batch" in name or (place == 0 and not name)
 
 
-def _prepared(model: ModelProto, trip_counts: Mapping[str, int], forced: Mapping[int, str]) -> ModelProto:
-    """A copy whose nodes are named by their number, and whose loops and branches are forced."""
+def _prepared(model: ModelProto, trip_counts: Mapping[str, int], forced: Mapping[int, str], real: bool) -> ModelProto:
+    """A copy whose nodes are named by their number, and whose loops and branches are forced; loops not if ``real``."""
     opened = rewriting.read(model)
 
     def given(name: str, value: int | bool) -> ir.Value:
@@ -97,7 +105,7 @@ def _prepared(model: ModelProto, trip_counts: Mapping[str, int], forced: Mapping
         return made
 
     for number, (node, _) in enumerate(list(walk(opened.graph))):
-        if node.op_type == "Loop":
+        if node.op_type == "Loop" and (not real or node.name in trip_counts):
             node.replace_input_with(0, given(f"{number}/trips", _trips(node, trip_counts)))
             node.replace_input_with(1, None)
             body = node.attributes["body"].as_graph()

@@ -160,7 +160,8 @@ def _combined(node: ir.Node, parts: list[Constant | None]) -> Constant | None:
 def _is_weight(node: ir.Node, part: Constant) -> bool:
     """Whether its type and shape are a weight's: not an index, and not a few constants to choose from."""
     arithmetic = all(root.dtype in _LOW | _FLOAT for root in part.roots)
-    table = all(root.shape is not None and len(root.shape) > 1 for root in part.roots) and part.elements >= SMALL_TABLE
+    rows = all(root.shape is not None and len(root.shape) > 1 and root.shape[-1] != 1 for root in part.roots)
+    table = rows and part.elements >= SMALL_TABLE  # a column is scales
     return arithmetic and (node.op_type != "Gather" or table)
 
 

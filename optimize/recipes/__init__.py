@@ -24,7 +24,7 @@ from optimize.data.dataset import Arrays, Dataset, Split
 from optimize.errors import UserError
 from optimize.specs import ModelSpec, ServingSpec
 
-BUILT_IN = ("load_forecast", "speech")
+BUILT_IN = ("load_forecast", "speech", "translate")
 
 Tensors = dict[str, Tensor]
 
@@ -100,6 +100,7 @@ class Tolerances:
 
     parity_fp32: largest difference of ONNX fp32 from torch, as a share of the output's standard deviation.
     parity_int8: root mean square difference of int8 from torch, likewise: its largest is an accident of the test set.
+    flips_fp32, flips_int8: share of the answers that are others than torch's, of a recipe that searches for them.
     streaming: largest difference of ONNX fp32, chunk by chunk, from torch on whole recordings, in the output's unit.
     metric_loss: ``Metric.loss`` of the published model to the teacher.
     batch_metric_change: the metric's change when every item shares its batch with others, likewise.
@@ -108,6 +109,8 @@ class Tolerances:
 
     parity_fp32: float = 1e-4
     parity_int8: float = 0.02
+    flips_fp32: float = 0.001
+    flips_int8: float = 0.05
     streaming: float = 1e-4
     metric_loss: float = 0.01
     batch_metric_change: float = 0.001
@@ -155,7 +158,9 @@ class Recipe:
     the training split (to set normalisation). folds: rolling-origin or other cross-validation splits.
     baselines: metric values of answers that need no network, by name, on a split. also: further figures that are
     reported but not gated, by name: (outputs, split, training split) to a number. decision: outputs to the (items,)
-    decisions that users act on, such as the best class; the report counts how many flip in company. delay: the
+    decisions that users act on, such as the best class; the report counts how many flip in company. searches: an answer
+    is found by a search that may end elsewhere, with other numbers: these are compared where the decision is the same,
+    and how often it is not has limits of its own. delay: the
     teacher's answers, so many steps later, for a student whose training has a soft_delay.
 
     For networks that write sequences: forward: how one answers in training, (module, inputs, targets) to what the
@@ -179,11 +184,14 @@ class Recipe:
     baselines: dict[str, Callable[[Split], float]] = field(default_factory=dict)
     also: dict[str, Callable[[Arrays, Split, Split], float]] = field(default_factory=dict)
     decision: Callable[[Arrays], NDArray[np.generic]] | None = None
+    searches: bool = False
     file: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.variants:
             raise UserError(f"recipe '{self.name}' has no variants; it needs at least one")
+        if self.searches and self.decision is None:
+            raise UserError(f"recipe '{self.name}' searches; it needs a decision that tells its answers apart")
         for index, (name, variant) in enumerate(self.variants.items()):
             expected = self.name if index == 0 else f"{self.name}_{name}"
             if variant.spec.name != expected:

@@ -10,7 +10,7 @@ import pytest
     ("modules", "absent"),
     [
         (
-            "clients, clients.forecast, clients.transcribe, clients.__main__",
+            "clients, clients.forecast, clients.transcribe, clients.translate, clients.__main__",
             "torch onnx onnxruntime matplotlib tritonclient grpc",
         ),
         ("clients.grpc_transport", "torch onnxruntime tritonclient.grpc.aio tritonclient.http aiohttp"),

@@ -182,3 +182,29 @@ def test_labels_are_published_with_the_model() -> None:
 def test_labels_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ServerError, match=r"model 'speech': expected a JSON list of texts in the parameter 'labels\."):
         described({"labels.tokens": {"string_value": text}})
+
+
+def test_buckets_and_vocabulary_are_published_with_the_model() -> None:
+    found = described(
+        {
+            "shape.source": {"string_value": "words"},
+            "shape.other": {"string_value": "rows,2"},
+            "buckets.words": {"string_value": "8,16"},
+            "vocabulary": {"string_value": "AP8="},
+        }
+    )
+    assert found.buckets == {"source": (8, 16)}
+    assert found.vocabulary == b"\x00\xff"
+    assert (described({}).buckets, described({}).vocabulary) == ({}, b"")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"shape.source": "words", "buckets.words": "8,many"}, "expected sizes such as 8,16 in .*'buckets.words'"),
+        ({"vocabulary": "not base64!"}, "expected a file in base64 in the parameter 'vocabulary'"),
+    ],
+)
+def test_buckets_and_vocabulary_that_cannot_be_read(parameters: dict[str, str], message: str) -> None:
+    with pytest.raises(ServerError, match=message):
+        described({key: {"string_value": text} for key, text in parameters.items()})

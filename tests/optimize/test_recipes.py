@@ -83,3 +83,8 @@ def test_answers_can_be_late_where_the_recipe_says_how() -> None:
     assert recipe.delay(answers, 9)["log_probs"].flatten().tolist() == [0] * 5
     with pytest.raises(UserError, match="network 'student': soft_delay needs the recipe's delay"):
         replace(recipe, delay=None)
+
+
+def test_a_search_needs_a_decision() -> None:
+    with pytest.raises(UserError, match="recipe 'translate' searches; it needs a decision"):
+        replace(recipes.load("translate"), decision=None)

@@ -295,6 +295,13 @@ def test_a_loop_counts_for_its_trips(most: str, given: dict[str, int], trips: in
     assert coverage(loop(most, cond="no"), trip_counts=given).mac_fraction == pytest.approx(1 / (1 + trips))
 
 
+def test_a_real_request_tells_its_trips() -> None:
+    request = {"x": np.ones((1, K), np.float32), "most": np.array(3)}
+    assert coverage(loop("most"), inputs=request).mac_fraction == pytest.approx(1 / (1 + 3))
+    assert coverage(loop("most"), inputs=request, trip_counts={"loop": 5}).mac_fraction == pytest.approx(1 / (1 + 5))
+    assert coverage(loop("most", cond="no"), inputs=request).mac_fraction == pytest.approx(1 / (1 + 16)), "none at all"
+
+
 def branches(positive: str) -> ModelProto:
     then = graph([node("MatMul", "x W", "then")], {}, {"then": ("batch", K)})
     inner = graph([node("MatMul", "x U", "inner")], {}, {"inner": ("batch", K)}, {"U": floats(K, K)})

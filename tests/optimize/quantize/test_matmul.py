@@ -245,15 +245,29 @@ def loop_of(weights: Array, x: Array) -> ModelProto:
     return graph(nodes, {"w": weights, "trips": np.array(3)}, x)
 
 
-def test_products_in_bodies_are_quantised_but_not_calibrated() -> None:
+@pytest.mark.parametrize("name", ["dynamic", "static", "per_row"])
+def test_products_in_bodies_are_quantised_too(name: str) -> None:
     x = normal(5, K)
     model = loop_of(normal(K, K) / 6, x)
-    for name in ("dynamic", "per_row"):
-        quantized = rewritten(model, BY_NAME["MatMul", name])
-        assert "MatMul" not in operators(quantized)
-        assert relative_error(answer(quantized, x), answer(model, x)) < 0.03
-    assert drift(rewritten(model, BY_NAME["MatMul", "per_row"]), company(9, K)) == 0
-    assert "inside a loop's body" in reason(model, BY_NAME["MatMul", "static"])
+    quantized = rewritten(model, BY_NAME["MatMul", name], feeds=[x])
+    assert "MatMul" not in operators(quantized)
+    assert relative_error(answer(quantized, x), answer(model, x)) < 0.03
+    assert name == "dynamic" or drift(quantized, company(9, K)) == 0
+
+
+def test_in_a_branch_nothing_is_calibrated() -> None:
+    x = normal(5, K)
+    made = [helper.make_tensor_value_info("m", TensorProto.FLOAT, ["batch", K])]
+    branches = {
+        "then_branch": helper.make_graph(
+            [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("MatMul", ["n", "w"], ["m"])], "then", [], made
+        ),
+        "else_branch": helper.make_graph([helper.make_node("Identity", ["x"], ["m"])], "else", [], made),
+    }
+    nodes = [helper.make_node("If", ["yes"], ["y"], **branches)]
+    model = graph(nodes, {"w": normal(K, K), "yes": np.array(True)}, x)
+    assert "inside a branch, where calibration may never see it" in reason(model, BY_NAME["MatMul", "static"])
+    assert not reason(model, BY_NAME["MatMul", "per_row"])
 
 
 def test_a_bias_in_a_body_stays_there() -> None:

@@ -1,0 +1,25 @@
+"""Requests as a client sends them: padded to a bucket, and no further."""
+
+from __future__ import annotations
+
+from optimize.data.dataset import Arrays
+from optimize.specs import LENGTHS, ModelSpec
+
+
+def fitted(request: Arrays, spec: ModelSpec) -> Arrays:
+    """A request whose dynamic axes are cut to the smallest bucket that holds the longest of its ``lengths``.
+
+    As it is, if the spec has no such input or no buckets.
+    """
+    if LENGTHS not in request or not spec.buckets:
+        return request
+    longest = int(request[LENGTHS].max())
+    cut: Arrays = {}
+    for tensor in spec.inputs:
+        array = request[tensor.name]
+        for axis, name in enumerate(tensor.shape, start=1):
+            if isinstance(name, str) and name in spec.buckets:
+                size = next((size for size in spec.buckets[name] if size >= longest), array.shape[axis])
+                array = array[(slice(None),) * axis + (slice(size),)].copy()
+        cut[tensor.name] = array
+    return request | cut
