@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from optimize import streaming, verify
@@ -14,7 +15,7 @@ from optimize.quantize.coverage import coverage
 from optimize.recipes import Recipe, Variant
 from optimize.report import BatchDrift, MetricValue, Parity, Quantized, Stage
 
-WITHIN = 0.01  # how near the teacher's metric the smallest torch model of the comparison must come, relative
+WITHIN = 0.01  # how near the teacher's metric the smallest torch model of the comparison must come, by Metric.loss
 _SAMPLE = 500  # items on which an intermediate stage's batch drift is measured; the published one's is on all
 
 
@@ -52,10 +53,11 @@ class Judge:
         alone = verify.answers(run, cases, batch_size=1)
         drift = verify.batch_invariance(run, cases, metric, alone, decision)
         outputs = alone if published else verify.answers(run, self.split)
-        found, expected = verify.real(outputs), verify.real(self.published)
         flipped = decision(outputs) != decision(self.published) if decision else np.zeros(len(self.split), bool)
-        if self.recipe.searches and not flipped.all():
-            found, expected = ({name: array[~flipped] for name, array in each.items()} for each in (found, expected))
+        alike = ~flipped if self.recipe.searches and not flipped.all() else np.ones(len(self.split), bool)
+        ours_alike, torchs_alike = (_rows(answers, alike) for answers in (outputs, self.published))
+        compared = streaming.compared(ours_alike, torchs_alike, self.variant.spec)
+        found, expected = map(verify.real, compared)
         ours, theirs = metric.statistics(outputs, self.split), metric.statistics(self.published, self.split)
         loss, low, high = verify.metric_loss(metric, ours, theirs, self.split.groups)
         return self._stage(
@@ -117,6 +119,10 @@ class Judge:
         )
 
 
+def _rows(answers: Arrays, chosen: NDArray[np.bool_]) -> Arrays:
+    return {name: array[chosen] for name, array in answers.items()}
+
+
 def comparisons(stages: list[Stage], chosen: str) -> dict[str, float]:
     """The ratios that matter, p50 at batch 1: of the chain, of the same network, and against the cheapest rival.
 
@@ -124,18 +130,18 @@ def comparisons(stages: list[Stage], chosen: str) -> dict[str, float]:
     could serve without any of this.
     """
     by_name = {stage.name: stage for stage in stages}
-    published, teacher = by_name[chosen], by_name["teacher_torch_fp32"]
+    published, teacher = by_name[chosen], by_name.get("teacher_torch_fp32")
     fp32 = next(stage for stage in stages if stage.runtime == "onnxruntime")
     same = by_name[fp32.name.replace("_onnx_fp32", "_torch_fp32")]
+    within = "1 point" if published.metric.points else "1 %"
     rivals = [stage for stage in stages if stage.runtime == "torch" and stage.metric.loss_to_teacher <= WITHIN]
-    rival = min(rivals, key=lambda stage: stage.parameters)
-    speed = {
-        "faster than the torch teacher": teacher,
-        "faster than the same network in torch": same,
-        "faster than the same network in ONNX fp32": fp32,
-        f"faster than the smallest torch network within 1 % of the teacher ({rival.name})": rival,
-    }
+    speed = {"faster than the torch teacher": teacher} if teacher else {}
+    speed |= {"faster than the same network in torch": same, "faster than the same network in ONNX fp32": fp32}
+    if rivals:
+        rival = min(rivals, key=lambda stage: stage.parameters)
+        speed[f"faster than the smallest torch network within {within} of the teacher ({rival.name})"] = rival
     ratios = {label: stage.latency_ms.p50 / published.latency_ms.p50 for label, stage in speed.items()}
-    ratios["smaller than the torch teacher"] = teacher.size_bytes / published.size_bytes
-    ratios["items per second against the torch teacher"] = published.throughput_per_s / teacher.throughput_per_s
+    if teacher:
+        ratios["smaller than the torch teacher"] = teacher.size_bytes / published.size_bytes
+        ratios["items per second against the torch teacher"] = published.throughput_per_s / teacher.throughput_per_s
     return ratios

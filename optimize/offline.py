@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper, numpy_helper
 
+from optimize.errors import UserError
 from optimize.onnx_export import BATCH
 from optimize.specs import LENGTHS, OUTPUT_LENGTHS, ModelSpec, TensorSpec
 
@@ -27,8 +28,11 @@ _BODY = "step/"
 def offline_spec(spec: ModelSpec, name: str, buckets: tuple[int, ...]) -> ModelSpec:
     """The interface of the twin of a step: its inputs (time, ...) and outputs (frames, ...), and no states.
 
-    buckets: of the time, to which clients pad.
+    buckets: of the time, to which clients pad. Raises UserError for inputs whose chunks differ in size.
     """
+    sizes = {tensor.name: tensor.shape[0] for tensor in spec.inputs if tensor.name != LENGTHS}
+    if len(set(sizes.values())) != 1:
+        raise UserError(f"model '{spec.name}': an offline twin needs chunks of one size, got {sizes}")
 
     def longer(tensor: TensorSpec, axis: str) -> TensorSpec:
         whole = tensor.name in (LENGTHS, OUTPUT_LENGTHS)
@@ -67,7 +71,7 @@ def offline_twin(step: ModelProto, spec: ModelSpec, twin_spec: ModelSpec) -> Mod
         for state in spec.states
     ]
     cut = [
-        _lengths_by_chunk(new, count, chunk)
+        _lengths_by_chunk(new, tensor, count, time, chunk)
         if tensor.name == LENGTHS
         else _chunks(new, tensor, batch, new("Sub", total, time), count)
         for tensor in spec.inputs
@@ -145,13 +149,14 @@ def _chunks(new: _Builder, tensor: TensorSpec, batch: str, missing: str, count: 
     return new("Reshape", filled, new("Concat", batch, count, new.constant([chunk, *rest]), axis=0))
 
 
-def _lengths_by_chunk(new: _Builder, count: str, chunk: int) -> str:
-    """(batch, 1) to (batch, chunks, 1): what of every chunk is meant."""
-    scalar = new("Squeeze", new("Cast", count, to=TensorProto.INT32))
-    numbers = new("Range", new.constant(0, "int32"), scalar, new.constant(1, "int32"))
-    left = new("Sub", LENGTHS, new("Mul", numbers, new.constant(chunk, "int32")))
-    clipped = new("Clip", left, new.constant(0, "int32"), new.constant(chunk, "int32"))
-    return new("Unsqueeze", clipped, new.constant([2]))
+def _lengths_by_chunk(new: _Builder, tensor: TensorSpec, count: str, time: str, chunk: int) -> str:
+    """(batch, 1) to (batch, chunks, 1): what of every chunk is meant; no more than there is."""
+    numbers = new("Range", new.constant(0), new("Squeeze", count), new.constant(1))
+    lengths = new("Min", new("Cast", LENGTHS, to=TensorProto.INT64), time)
+    left = new("Sub", lengths, new("Mul", numbers, new.constant(chunk)))
+    clipped = new("Clip", left, new.constant(0), new.constant(chunk))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return new("Unsqueeze", new("Cast", clipped, to=kind), new.constant([2]))
 
 
 def _join(new: _Builder, tensor: TensorSpec, chunks: str, batch: str, time: str, chunk: int) -> None:

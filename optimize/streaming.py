@@ -54,12 +54,14 @@ def can_stream(module: nn.Module, spec: ModelSpec) -> bool:
     """Whether a network can answer as the spec asks; one for whole recordings refuses a step."""
     if not spec.states:
         return True
+    if not (hasattr(module, "forward_chunk") and hasattr(module, "initial_state")):
+        return False
     inputs = [torch.zeros((1, *tensor.shape), dtype=getattr(torch, tensor.dtype)) for tensor in spec.inputs]  # type: ignore[arg-type]
     try:
         with torch.inference_mode():
             step = Step(module.eval(), len(inputs))
             step(*inputs, *step.initial_state(1))
-    except (UserError, AttributeError):
+    except UserError:
         return False
     return True
 
@@ -98,6 +100,20 @@ def meant(answers: Arrays, spec: ModelSpec, recordings: Arrays) -> Arrays:
     return kept
 
 
+def compared(outputs: Arrays, reference: Arrays, spec: ModelSpec) -> tuple[Arrays, Arrays]:
+    """Two answers without the frames that the reference does not mean, so that padding weighs nothing."""
+    if OUTPUT_LENGTHS not in reference:
+        return outputs, reference
+    pairs = {}
+    for tensor in spec.outputs:
+        pair = outputs[tensor.name], reference[tensor.name]
+        if tensor.shape != (1,) and pair[0].shape == pair[1].shape:
+            heard = np.arange(pair[1].shape[1]) < reference[OUTPUT_LENGTHS].astype(int)
+            pair = pair[0][heard], pair[1][heard]
+        pairs[tensor.name] = pair
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+
+
 def steps(step: Run, spec: ModelSpec, recordings: Split, count: int = 512) -> Split:
     """Up to ``count`` single steps of streams of every age, with the states that they came with.
 
@@ -105,16 +121,21 @@ def steps(step: Run, spec: ModelSpec, recordings: Split, count: int = 512) -> Sp
     """
     if not spec.states:
         return recordings
-    streams = recordings.take(slice(0, max(count // 4, 1)))
-    ages = [feed for feed, _ in _advance(step, spec, streams.inputs)]
-    rows = [
-        {name: array[row : row + 1] for name, array in ages[age].items()}
-        for row in range(len(streams))
-        for age in range(row % 4, len(ages), 4)
-        if LENGTHS not in ages[age] or ages[age][LENGTHS][row, 0] > 0
-    ][:count]
+    rows: list[Arrays] = []
+    streams = recordings.take(_evenly(len(recordings), max(count // 4, 1)))
+    for age, (feed, _) in enumerate(_advance(step, spec, streams.inputs)):
+        wanted = np.arange(len(streams)) % 4 == age % 4
+        if LENGTHS in feed:
+            wanted &= feed[LENGTHS][:, 0].astype(int) > 0
+        rows.append({name: array[wanted] for name, array in feed.items()})
     inputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return Split(inputs, {}, np.arange(len(rows)))
+    found = Split(inputs, {}, np.arange(len(next(iter(inputs.values())))))
+    return found.take(_evenly(len(found), count))
+
+
+def _evenly(items: int, count: int) -> NDArray[np.int64]:
+    """``count`` of so many items, or all, from the first to the last."""
+    return np.unique(np.linspace(0, items - 1, min(count, items)).astype(np.int64))
 
 
 def _advance(step: Run, spec: ModelSpec, recordings: Arrays) -> Iterator[tuple[Arrays, Arrays]]:

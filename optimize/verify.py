@@ -7,7 +7,7 @@ try; nothing is published then, and what was published before keeps serving.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,14 +76,22 @@ def answers(run: Run, split: Split, batch_size: int = COMPANY) -> Arrays:
 
 def max_abs(outputs: Arrays, reference: Arrays) -> float:
     """The largest absolute difference over all outputs; NaN if either has NaN."""
-    return _largest(np.max(np.abs(outputs[name].astype(float) - reference[name].astype(float))) for name in reference)
+    return _largest(np.max(np.abs(difference)) for difference in _differences(outputs, reference))
 
 
 def rms(outputs: Arrays, reference: Arrays) -> float:
     """The largest root mean square difference of an output; NaN if either has NaN."""
-    return _largest(
-        np.sqrt(np.mean((outputs[name].astype(float) - reference[name].astype(float)) ** 2)) for name in reference
-    )
+    return _largest(np.sqrt(np.mean(difference**2)) for difference in _differences(outputs, reference))
+
+
+def _differences(outputs: Arrays, reference: Arrays) -> Iterator[NDArray[np.float64]]:
+    for name, values in reference.items():
+        if outputs[name].shape != values.shape:
+            raise UserError(
+                f"output '{name}' has shape {outputs[name].shape} where {values.shape} was expected: the two answers "
+                "cannot be compared; an output of a step must grow with the recording"
+            )
+        yield outputs[name].astype(float) - values.astype(float)
 
 
 def relative(distance: Callable[[Arrays, Arrays], float], outputs: Arrays, reference: Arrays) -> float:

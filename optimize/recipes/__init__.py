@@ -100,9 +100,10 @@ class Tolerances:
 
     parity_fp32: largest difference of ONNX fp32 from torch, as a share of the output's standard deviation.
     parity_int8: root mean square difference of int8 from torch, likewise: its largest is an accident of the test set.
-    flips_fp32, flips_int8: share of the answers that are others than torch's, of a recipe that searches for them.
+    flips_fp32, flips_int8: share of the decisions that are others than torch's, of a recipe that has decisions.
     streaming: largest difference of ONNX fp32, chunk by chunk, from torch on whole recordings, in the output's unit.
-    metric_loss: ``Metric.loss`` of the published model to the teacher.
+    metric_loss: ``Metric.loss`` of the published model to the teacher, and to the same network in torch: of that the
+    upper end of the 95 % interval.
     batch_metric_change: the metric's change when every item shares its batch with others, likewise.
     weight_coverage: least share of the planned weight bytes that really is in low precision.
     """
@@ -200,8 +201,12 @@ class Recipe:
                 raise UserError(
                     f"recipe '{self.name}', variant '{name}': no variant '{variant.weights_of}' for weights_of"
                 )
-            if variant.offline_of is not None and not self.variants[variant.offline_of].spec.states:
-                raise UserError(f"recipe '{self.name}', variant '{name}': '{variant.offline_of}' does not stream")
+            twin_of = self.variants.get(variant.offline_of) if variant.offline_of else None
+            if variant.offline_of and (twin_of is None or not twin_of.spec.states):
+                raise UserError(
+                    f"recipe '{self.name}', variant '{name}': offline_of is '{variant.offline_of}', which is no "
+                    "streaming variant of this recipe"
+                )
             for key, network in variant.networks.items():
                 origin = self.variants.get(network.weights_of or name)
                 if origin is None or key not in origin.networks:

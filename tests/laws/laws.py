@@ -61,7 +61,7 @@ class Difference:
         self.log_probs = max(self.log_probs, float(distance.max()))
         self.moved += int((distance > 1e-4).sum())
         best = np.sort(expected.log_probs, axis=-1)
-        tied = best[..., -1] - best[..., -2] < 2 * tolerance
+        tied = (best[..., -1] - best[..., -2] < 2 * tolerance) & (distance > 0)
         tied[:, 1:] |= tied[:, :-1].copy()  # whether a word is new depends on the frame before, too
         differ = found.tokens != expected.tokens
         self.near_ties += int((differ & tied).sum())

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from optimize import onnx_export, recipes
 from optimize.benchmark import session
@@ -17,6 +18,7 @@ from optimize.data.dataset import Arrays
 from optimize.errors import UserError
 from optimize.offline import offline_spec, offline_twin
 from optimize.quantize.coverage import coverage
+from optimize.specs import ModelSpec, StateSpec, TensorSpec
 from tests.laws import laws
 from tests.laws.laws import Answer
 from tests.laws.test_onnx_laws import OnnxStreaming
@@ -71,6 +73,47 @@ def test_the_body_counts_once_for_every_chunk() -> None:
     assert found.mac_fraction > 0.1
 
 
+def test_lengths_beyond_the_time_are_the_time() -> None:
+    pcm = audio(9_000, 1)[None]
+    answers = [
+        twin("gru", 8).run(None, {"pcm": pcm, "lengths": np.array([[length]], np.int32)}) for length in (9_000, 10**6)
+    ]
+    for found, expected in zip(*answers, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_lengths_of_64_bits_and_chunks_of_one_size() -> None:
+    step = ModelSpec(
+        "sums",
+        inputs=(TensorSpec("x", "float32", (4,)), TensorSpec("lengths", "int64", (1,))),
+        outputs=(TensorSpec("y", "float32", (4,)), TensorSpec("output_lengths", "int64", (1,))),
+        states=(StateSpec("last", "float32", (4,)),),
+    )
+    nodes = [("Add", ["x", "state_last"], "y"), ("Identity", ["x"], "next_state_last")]
+    nodes.append(("Identity", ["lengths"], "output_lengths"))
+    values = {
+        name: helper.make_tensor_value_info(name, kind, ["batch", size])
+        for name, kind, size in [
+            *((name, TensorProto.FLOAT, 4) for name in ("x", "state_last", "y", "next_state_last")),
+            *((name, TensorProto.INT64, 1) for name in ("lengths", "output_lengths")),
+        ]
+    }
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs, [output], name=output) for operator, inputs, output in nodes],
+        "sums",
+        [values[name] for name in step.input_names],
+        [values[name] for name in step.output_names],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opened = session(offline_twin(model, step, offline_spec(step, "sums_offline", (8,))).SerializeToString())
+    y, lengths = opened.run(None, {"x": np.arange(6, dtype=np.float32)[None], "lengths": np.array([[6]])})
+    assert y.tolist() == [[0, 1, 2, 3, 4, 6]]  # the second chunk adds the first
+    assert lengths.tolist() == [[6]]
+    wider = replace(step, inputs=(*step.inputs, TensorSpec("z", "float32", (5,))))
+    with pytest.raises(UserError, match="chunks of one size"):
+        offline_spec(wider, "sums_offline", (8,))
+
+
 def test_only_a_streaming_variant_has_a_twin() -> None:
     speech = recipes.load("speech")
     twin = speech.variants["offline"]
@@ -78,5 +121,5 @@ def test_only_a_streaming_variant_has_a_twin() -> None:
     assert not twin.spec.states
     assert twin.serving.response_cache
     alone = replace(twin, spec=replace(twin.spec, name="speech"), weights_of=None)  # the twin of itself
-    with pytest.raises(UserError, match="'chunk_320' does not stream"):
+    with pytest.raises(UserError, match="offline_of is 'chunk_320', which is no"):
         replace(speech, variants={"chunk_320": alone})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from optimize import pipeline, recipes, streaming
 from optimize.benchmark import runner, session
@@ -50,7 +52,7 @@ def options(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Options
 def reports(recipe: Recipe, options: Options) -> dict[str, Report]:
     """A slower int8 is not published; here it is what is to be seen."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_fastest", lambda stages: stages[-1])
+        patch.setattr(pipeline, "_fastest", lambda chain, *_: chain[-1])
         return {variant: pipeline.run(recipe, variant, options) for variant in recipe.variants}
 
 
@@ -99,3 +101,28 @@ def test_a_model_that_forgets_is_not_published(
     with pytest.raises(GateError, match=CHUNKED):
         pipeline.run(recipe, "stream", forgetting)
     assert not list(tmp_path.glob("m/*/*/model.onnx"))
+
+
+class BothWays(nn.Module):
+    """A teacher that hears the future, and so has no step."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.gru, self.output = nn.GRU(1, 8, batch_first=True, bidirectional=True), nn.Linear(16, 1)
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        smooth: torch.Tensor = self.output(self.gru(noisy)[0]).squeeze(2)
+        return smooth
+
+
+def test_a_teacher_that_cannot_stream_is_no_stage(recipe: Recipe, options: Options, tmp_path: Path) -> None:
+    stream = recipe.variants["stream"]
+    student = stream.networks["teacher"]
+    networks = {"teacher": replace(student, build=BothWays), "student": student}
+    taught = replace(recipe, variants={"stream": replace(stream, networks=networks)})
+    made = replace(options, quantize=False, checkpoints=tmp_path / "c", artifacts=tmp_path / "a", rounds=5)
+    train_network(taught, "stream", "teacher", taught.load(None), made.checkpoints)
+    report = pipeline.run(taught, "stream", replace(made, model_repository=tmp_path / "m"))
+    assert [stage.name for stage in report.stages if stage.runtime == "torch"] == ["student_torch_fp32"]
+    assert not any("teacher" in label and "smallest" not in label for label in report.comparisons)
+    assert any(note.startswith("teacher: answers whole recordings only, test MSE") for note in report.notes)

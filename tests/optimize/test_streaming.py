@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from optimize import streaming
+from optimize import streaming, verify
 from optimize.data.dataset import Arrays, Split
 from optimize.errors import UserError
 from optimize.specs import ModelSpec, StateSpec, TensorSpec
@@ -58,12 +58,23 @@ def test_offline_answers_are_made_comparable() -> None:
     np.testing.assert_array_equal(found["total"], [[1, 0, 0, 0, 0], [1, 1, 1, 1, 0]])
 
 
+def test_padding_weighs_nothing_where_answers_are_compared() -> None:
+    """Frames that nobody means would make every difference look small."""
+    reference: Arrays = {"total": np.array([[3.0, 0, 0, 0]]), "output_lengths": np.array([[1]])}
+    found, expected = streaming.compared({**reference, "total": np.array([[5.0, 0, 0, 0]])}, reference, SPEC)
+    assert (found["total"].tolist(), expected["total"].tolist()) == ([5.0], [3.0])
+    assert verify.rms(found, expected) == 2
+    longer: Arrays = {**reference, "total": np.ones((1, 5))}
+    with pytest.raises(UserError, match=r"'total' has shape \(1, 5\) where \(1, 4\) was expected"):
+        verify.max_abs(*streaming.compared(longer, reference, SPEC))
+
+
 def test_steps_are_taken_from_streams_of_every_age_with_their_states() -> None:
     split = recordings([40] * 10 + [0], 40)
     steps = streaming.steps(running_sums, SPEC, split, count=20)
-    assert 10 < len(steps) <= 20
+    assert 8 < len(steps) <= 20
     sums = {0.0} | {
-        float(total) for row in split.inputs["pcm"][:5] for total in np.cumsum(row.astype(int))[CHUNK - 1 :: CHUNK]
+        float(total) for row in split.inputs["pcm"] for total in np.cumsum(row.astype(int))[CHUNK - 1 :: CHUNK]
     }
     states = {float(state[0]) for state in steps.inputs["state_sum"]}
     assert len(states) > 6

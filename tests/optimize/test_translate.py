@@ -228,4 +228,4 @@ def test_the_whole_pipeline_takes_a_search(dataset: Dataset, tmp_path: Path) -> 
     assert (int8.batch_invariance.max_abs_drift, int8.batch_invariance.decision_flips) == (0, 0)
     assert report.stage("teacher_onnx_fused").parity.decision_flips == 0  # type: ignore[union-attr]
     gates = {gate.name: gate for gate in report.gates}
-    assert gates["other answers of teacher_onnx_int8 than torch's"].value == int8.parity.decision_flips / 24
+    assert gates["other decisions of teacher_onnx_int8 than torch's"].value == int8.parity.decision_flips / 24
