@@ -2,6 +2,7 @@
 
 Of a model with one input besides ``lengths``, the array of one stream, without a batch axis, is all that there is to
 say. One that is shorter than the model's chunk is filled up with zeros, and ``lengths`` says how much of it is meant.
+A model without a batch axis gets none.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ def named(signature: Signature, chunk: Mapping[str, Array] | Array) -> Mapping[s
             f"model '{signature.model}' takes {', '.join(inputs)}: name the array, as in {{'x': array}}"
         )
     (tensor,) = inputs.values()
-    array = np.asarray(chunk)
-    if array.ndim != len(tensor.shape) - 1:
-        raise InvalidRequest(
-            f"model '{signature.model}', a chunk of shape {array.shape}: expected {tensor.shape[1:]}, one stream "
-            "without a batch axis; or name the array, with its batch axis"
-        )
+    array, batch = np.asarray(chunk), (1,) if signature.max_batch else ()
+    shape = tensor.shape[len(batch) :]
+    if array.ndim != len(shape):
+        axes = ", one stream without a batch axis; or name the array, with its batch axis" if batch else ""
+        raise InvalidRequest(f"model '{signature.model}', a chunk of shape {array.shape}: expected {shape}{axes}")
     if lengths is None:
-        return {tensor.name: array[None]}
-    meant, size = len(array), tensor.shape[1]
+        return {tensor.name: array.reshape(*batch, *array.shape)}
+    meant, size = len(array), shape[0]
     if meant > size > 0:
         raise InvalidRequest(
             f"model '{signature.model}', a chunk of {meant}: expected at most {size}; send the rest as another one"
         )
-    filled = np.zeros((1, max(size, meant), *array.shape[1:]), array.dtype)
-    filled[0, :meant] = array
-    return {tensor.name: filled, LENGTHS: np.array([[meant]], np.int32 if lengths.datatype == "INT32" else np.int64)}
+    filled = np.zeros((max(size, meant), *array.shape[1:]), array.dtype)
+    filled[:meant] = array
+    dtype = np.int32 if lengths.datatype == "INT32" else np.int64
+    return {tensor.name: filled.reshape(*batch, *filled.shape), LENGTHS: np.full((*batch, 1), meant, dtype)}

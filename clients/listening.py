@@ -142,8 +142,8 @@ def hear(session: Listener, sound: Sound, *, realtime: bool = False, clock: Cloc
     for part in sound.chunks(samples):
         spoken += len(part.pcm)
         due = start + spoken / SAMPLE_RATE_HZ
-        if realtime and due > clock.now():
-            clock.sleep(due - clock.now())
+        if realtime and (early_s := due - clock.now()) > 0:
+            clock.sleep(early_s)
         sent = clock.now()
         inputs = _inputs(part.pcm, samples)
         answer = session.finish(inputs) if part.last else session.send(inputs)

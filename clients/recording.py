@@ -31,6 +31,7 @@ LOUDEST = 16.0  # of floats, where 1 is full scale; beyond it they were meant on
 
 _BLOCK_FRAMES = 16_384
 _CONTAINERS = {b"RIFF": "a WAV file", b"fLaC": "a FLAC file", b"OggS": "an OGG file", b"ID3": "an MP3 file"}
+_MAGIC_BYTES = max(map(len, _CONTAINERS))
 
 Pcm = NDArray[np.int16]
 Floats = NDArray[np.float32]
@@ -129,15 +130,14 @@ def _file_blocks(file: soundfile.SoundFile, name: str) -> Iterator[Floats]:
 
 
 def _raw_blocks(stream: io.BufferedReader, name: str) -> Iterator[Floats]:
-    begun, rest = False, b""
-    while data := stream.read1(2 * _BLOCK_FRAMES):
+    data, rest = stream.read(_MAGIC_BYTES), b""  # waits for all of them: a pipe may deliver a byte at a time
+    _check_headerless(data, name)
+    while data:
         data = rest + data
-        if not begun:
-            _check_headerless(data, name)
-        begun = True
         whole = len(data) - len(data) % 2
         rest = data[whole:]
         yield np.frombuffer(data[:whole], "<i2").astype(np.float32) / FULL_SCALE
+        data = stream.read1(2 * _BLOCK_FRAMES)
 
 
 def _converted(blocks: Iterator[Floats], rate_hz: int) -> Iterator[Pcm]:

@@ -302,7 +302,8 @@ class _Ledger:
             case answer:
                 self.signature.check_answer(answer.outputs, 1)
                 self.answered += 1
-                self._over = "is finished" if chunk.end else ""
+                if chunk.end and not self._over:  # another thread may have closed it meanwhile
+                    self._over = "is finished"
                 return answer
 
     def ended(self, error: ClientError) -> ClientError:

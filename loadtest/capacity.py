@@ -13,9 +13,10 @@ The generator measures itself: where its p99 is late by more than a tenth of a c
 requests), or it is busy all the time, the result is "at least", and no claim about the server. Its processes use this
 machine's cores; run it on another one, or see the column "gen" for how much it took from the server.
 
-Columns: late: p99 of the generator's own delay; rtf: seconds of computing for a second of audio; busy: share of the
-time in which the model ran; batch: requests a run; gen, server: processor cores used, by the generator's busiest
-process and by the server with its workers. Status: 0; 1 if not even the least load was sustained; 2 for a mistake.
+Columns: late: p99 of the generator's own delay; rtf: seconds of computing for a second of audio, an utterance's last
+chunk counted as a whole one; busy: share of the time in which the model ran; batch: requests a run; gen, server:
+processor cores used, by the generator's busiest process and by the server with its workers. Status: 0; 1 if not even
+the least load was sustained; 2 for a mistake.
 """
 
 from __future__ import annotations

@@ -35,10 +35,18 @@ def distill(
     progress: Progress | None = None,
     resume: bool = False,
 ) -> Sidecar:
-    """Train the variant's student on its teacher and save it; the sidecar records the teacher's hash."""
+    """Train the variant's student on its teacher and save it; the sidecar records the teacher's hash.
+
+    Raises UserError for a student that is another variant's: it is distilled there alone, under that one's settings.
+    """
     networks = recipe.variants[variant].networks
     if "student" not in networks:
         raise UserError(f"variant '{variant}' of recipe '{recipe.name}' has no student to distil into")
+    if (origin := recipe.weights(variant, "student")) != variant:
+        raise UserError(
+            f"the student of variant '{variant}' is that of variant '{origin}'; distil it there with "
+            f"python -m optimize.distill --variant {origin}"
+        )
     teacher = load_checkpoint(
         path_of(checkpoints, recipe.name, recipe.weights(variant, "teacher"), "teacher"), networks["teacher"]
     )

@@ -143,7 +143,7 @@ def fit(
         LOG.info(
             "epoch %d: loss %.4g, validation %s %.4g", epoch + 1, total_loss / steps, recipe.metric.name, values[-1]
         )
-        if _best(recipe.metric, values) == epoch:
+        if not np.isnan(values[-1]) and _best(recipe.metric, values) == epoch:
             best.load_state_dict(average.module.state_dict())
         if partial:
             partial.save(parts, {"validation": values})
@@ -210,12 +210,11 @@ def cross_validate(
     """The validation metric on each rolling-origin fold, the earliest first; the test data is not touched."""
     if recipe.folds is None:
         raise UserError(f"recipe '{recipe.name}' defines no folds; --cross-validate needs them")
-    return [
-        min(fit(recipe, spec, network, train, validation, progress=progress).validation)
-        if not recipe.metric.higher_is_better
-        else max(fit(recipe, spec, network, train, validation, progress=progress).validation)
+    fits = (
+        fit(recipe, spec, network, train, validation, progress=progress)
         for train, validation in recipe.folds(data, count)
-    ]
+    )
+    return [fold.validation[fold.best_epoch - 1] for fold in fits]
 
 
 def call(module: nn.Module, spec: ModelSpec, inputs: Tensors) -> Tensors:
@@ -253,7 +252,13 @@ def _similar(
 
 
 def _best(metric: Metric, values: list[float]) -> int:
-    return int(np.argmax(values) if metric.higher_is_better else np.argmin(values))
+    """The index of the best value; NaN is none."""
+    if np.isnan(values).all():
+        raise UserError(
+            f"the training diverged: the validation {metric.name} is NaN after every one of its {len(values)} epochs; "
+            "lower the network's Training.learning_rate, train without bfloat16, or look for NaN in the data"
+        )
+    return int(np.nanargmax(values) if metric.higher_is_better else np.nanargmin(values))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -266,17 +271,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
     name, variant = recipe.variant(options.variant)
-    own = [key for key, network in variant.networks.items() if key != "student" and not network.weights_of]
-    networks = own if options.network == ["all"] else options.network
+    trained = [key for key in variant.networks if key != "student"]
+    own = [key for key in trained if recipe.weights(name, key) == name]
+    choices = own or trained
+    networks = choices if options.network == ["all"] else options.network
     for network in networks:
-        if network in variant.networks and (origin := variant.networks[network].weights_of):
+        if network in trained and (origin := recipe.weights(name, network)) != name:
+            choice = f", or choose from {', '.join(own)}" if own else ""
             raise UserError(
-                f"the {network} of variant '{name}' is that of variant '{origin}'; train it with --variant {origin}, "
-                f"or choose from {', '.join(own)}"
+                f"the {network} of variant '{name}' is that of variant '{origin}'; train it with --variant {origin}"
+                f"{choice}"
             )
         if network not in own:
             raise UserError(
-                f"variant '{name}' has no network '{network}' to train; choose from {', '.join(own)} or all; "
+                f"variant '{name}' has no network '{network}' to train; choose from {', '.join(choices)} or all; "
                 "the student is trained by python -m optimize.distill"
             )
     if options.cross_validate is not None and options.cross_validate < 2:

@@ -51,7 +51,7 @@ class Adopted:
 
 @dataclass(frozen=True)
 class Options:
-    """any_chunk, calibration: see ``side_by_side.prove`` and ``foreign_int8.recorded``. profile: the plan's own."""
+    """any_chunk, calibration: see ``side_by_side.prove`` and ``quantised.recorded``. profile: the plan's own."""
 
     artifacts: Path = Path("artifacts")
     model_repository: Path = Path("model_repository")

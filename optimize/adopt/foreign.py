@@ -167,7 +167,7 @@ def layout(model: ModelProto, asked: Asked) -> Layout:
 def seeded(ports: Iterable[Port], rows: int, random: Random) -> Arrays:
     """Served arrays by served name: floats normal, integers 0 and 1, lengths within the chunk."""
     ports, arrays = list(ports), dict[str, NDArray[Any]]()
-    longest = max((port.row[0] for port in ports if port.served != LENGTHS), default=1)
+    longest = _chunk_size(ports)
     for port in ports:
         shape = (rows, *port.row)
         if np.dtype(port.dtype).kind == "f":
@@ -191,6 +191,16 @@ def loosened(model: ModelProto, ports: Iterable[Port]) -> ModelProto:
         value.type.tensor_type.ClearField("shape")
     del copy.graph.value_info[:]
     return copy
+
+
+def _chunk_size(ports: Iterable[Port]) -> int:
+    """Along the axis that ``--chunk`` has fixed, else along the first of the first input; states have sizes of their
+    own, and so has what comes beside a chunk, such as the embedding of a speaker."""
+    inputs = [port for port in ports if port.served != LENGTHS and not port.served.startswith(STATE_PREFIX)]
+    for port in inputs:
+        if port.times:
+            return port.row[port.to_served.index(port.times[0]) - 1]
+    return inputs[0].row[0] if inputs else 1
 
 
 def _outputs(

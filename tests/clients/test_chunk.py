@@ -33,6 +33,20 @@ def test_features_and_no_lengths() -> None:
         frames.checked(named(frames, chunk[:5]))  # nothing could say that three are missing
 
 
+def test_a_model_without_a_batch_axis() -> None:
+    inputs = Tensor("pcm", "INT16", (4,)), Tensor("lengths", "INT32", (1,))
+    single = replace(SPEECH, inputs=inputs, max_batch=0)
+    request = single.checked(named(single, np.array([1, 2, 3], np.int16)))
+    assert (request["pcm"].tolist(), request["lengths"].tolist()) == ([1, 2, 3, 0], [3])
+    with pytest.raises(InvalidRequest, match="a chunk of 5: expected at most 4"):
+        named(single, np.zeros(5, np.int16))
+    with pytest.raises(InvalidRequest, match=r"shape \(1, 4\): expected \(4,\)$"):
+        named(single, np.zeros((1, 4), np.int16))
+    frames = replace(single, inputs=(Tensor("frames", "FP32", (8, 80)),))
+    chunk = np.ones((8, 80), np.float32)
+    assert frames.checked(named(frames, chunk))["frames"].shape == (8, 80)
+
+
 def test_a_mapping_is_left_alone() -> None:
     request = {"pcm": np.zeros((1, 4), np.int16)}
     assert named(SPEECH, request) is request

@@ -135,6 +135,17 @@ def test_in_real_time(work_s: list[float], rest: int) -> None:
         assert heard[number].service_ms == pytest.approx(1e3 * work, abs=1e-6)
 
 
+def test_time_that_passes_while_the_clock_is_read() -> None:
+    class BusyClock(HandClock):  # lets no one sleep for less than nothing, as the machine's
+        def now(self) -> float:
+            self.time_s += 0.06
+            return self.time_s
+
+    clock = BusyClock()
+    session = ScriptedSession(clock=clock)
+    assert len(list(hear(session, sound(3 * CHUNK), realtime=True, clock=clock))) == 3
+
+
 def test_missed_deadlines_are_those_of_the_schedule() -> None:
     session = ScriptedSession(work_s=[0.05, 0.25, 0.05, 0.01, 0.01])
     heard = list(hear(session, sound(5 * CHUNK), realtime=True, clock=session.clock))

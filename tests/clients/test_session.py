@@ -20,6 +20,8 @@ import pytest
 
 import clients
 from clients import Answer, AsyncSession, Session
+from clients.calls import Reply
+from clients.grpc_stream import GrpcStream
 from clients.signature import Array
 from tests.clients.scripted_triton import IDLE_LIMIT_S, ScriptedTriton, scripted
 
@@ -353,6 +355,23 @@ def test_closing_under_a_waiting_thread(server: ScriptedTriton) -> None:
         with pytest.raises(clients.ClientError, match="was closed before chunk 1 was answered"):
             first.result()
     server.released.set()
+
+
+@pytest.mark.parametrize("method", ["send", "finish"])
+def test_closing_while_an_answer_is_taken(server: ScriptedTriton, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    with clients.connect(server.address) as client, client.stream("totals") as session:
+        take = GrpcStream.take
+
+        def taken(stream: GrpcStream, deadline_s: float) -> Reply:
+            reply = take(stream, deadline_s)
+            session.close()  # as another thread would at this moment
+            return reply
+
+        monkeypatch.setattr(GrpcStream, "take", taken)
+        assert total(getattr(session, method)(x(1))) == 1
+        with pytest.raises(clients.ClientError, match="was closed; open a new one"):
+            session.send(x(2))
+    assert len(server.seen) == 1
 
 
 def test_a_cancelled_task_leaves_the_answer_to_receive(server: ScriptedTriton) -> None:

@@ -1,10 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from optimize import recipes, repository, train
+from optimize import distill, recipes, repository, train
+from optimize.data.dataset import Dataset, Split
 from optimize.errors import UserError
 from optimize.recipes import Recipe
 from optimize.specs import ServingSpec
@@ -64,6 +66,26 @@ def test_a_network_may_be_that_of_another_variant() -> None:
     assert recipe.weights("chunk_160", "student") == "chunk_320"
     with pytest.raises(UserError, match=r"the teacher of variant 'gru' is that of variant 'chunk_320'; .*undistilled"):
         train.main(["--model", "speech", "--variant", "gru", "--network", "teacher"])
+
+
+@pytest.mark.parametrize("network", ["all", "teacher", "undistilled"])
+def test_a_variant_that_borrows_its_networks_is_not_trained(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def untouched(*arguments: object, **options: object) -> None:
+        raise AssertionError("the origin's checkpoint would be overwritten")
+
+    monkeypatch.setattr(train, "train_network", untouched)
+    with pytest.raises(UserError, match=r"is that of variant 'chunk_320'; train it with --variant chunk_320$"):
+        train.main(["--model", "speech", "--variant", "chunk_160", "--network", network])
+
+
+def test_a_student_that_is_borrowed_is_distilled_where_it_belongs(tmp_path: Path) -> None:
+    recipe = recipes.load("speech")
+    items = Split({}, {}, np.arange(1))
+    dataset = Dataset(items, items, items, "none", "none")
+    for variant, origin in (("chunk_160", "chunk_320"), ("lstm_offline", "lstm")):
+        words = f"student of variant '{variant}' is that of variant '{origin}'.*optimize.distill --variant {origin}$"
+        with pytest.raises(UserError, match=words):
+            distill.distill(recipe, variant, dataset, tmp_path)
 
 
 def test_a_network_of_no_variant_is_refused() -> None:

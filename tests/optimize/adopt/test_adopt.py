@@ -16,7 +16,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from optimize import verify
 from optimize.adopt import Options, adopt, foreign, names, side_by_side, wrapping
 from optimize.adopt.asked import Asked
+from optimize.adopt.foreign import Port
 from optimize.errors import UserError
+from optimize.onnx_export import BATCH
 from optimize.triton_config import from_config, parse_text
 from optimize.validator import UnfitModelError
 from optimize.verify import GateError
@@ -46,6 +48,16 @@ def _tensors(model: ModelProto) -> tuple[dict[str, Shape], dict[str, Shape]]:
 
 
 TOTALS = Asked(("State_S:S",), lengths="Len")
+
+
+def test_seeded_lengths_are_within_the_chunk() -> None:
+    lengths = Port("n", "lengths", "int64", (BATCH,), 0)
+    voice, state = Port("v", "voice", "float32", (BATCH, 256), 0), Port("h", "state_h", "float32", (BATCH, 512), 0)
+    fixed = Port("x", "x", "float32", (BATCH, 4), 0)
+    time_last = Port("x", "x", "float32", (80, BATCH, 4), 1, times=(2,))
+    for ports in ([lengths, state, fixed, voice], [voice, lengths, time_last, state]):
+        arrays = foreign.seeded(ports, 200, np.random.default_rng(0))
+        assert set(arrays["lengths"].flatten()) == {1, 2, 3, 4}
 
 
 # What is made of a graph.
