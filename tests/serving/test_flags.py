@@ -24,6 +24,7 @@ def test_everything_that_is_asked_for_is_said() -> None:
         "--id=me",
         "--model-repository=/models",
         "--model-control-mode=explicit",
+        "--grpc-infer-allocation-pool-size=65536",
         "--load-model=a",
         "--load-model=b",
         "--disable-auto-complete-config",
