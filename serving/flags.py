@@ -12,9 +12,9 @@ from serving.ports import Ports
 KEY_HEADER = "seqserve-key"
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 
-# Triton 2.51 frees the record of a gRPC request that another thread may still use, once more than 8 are under way: with a
-# thousand streams, or sixteen that press hard, it ended by SIGSEGV within seconds to minutes. Kept for reuse, records are
-# never freed. Every one of 46,000 answers under such load was the right one.
+# Triton 2.51 frees the record of a gRPC request that another thread may still use, once more than 8 are under way: with
+# a thousand streams, or sixteen that press hard, it ended by SIGSEGV within seconds to minutes. Kept for reuse, records
+# are never freed. Every one of 46,000 answers under such load was the right one.
 _GRPC_RECORDS = 65_536
 
 # A model's worker imports ONNX Runtime and warms up before it answers; on a busy machine the default 30 s is short.
