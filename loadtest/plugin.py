@@ -12,7 +12,7 @@ import gevent
 from locust.runners import WorkerRunner
 
 from clients.client import DEFAULT_ADDRESS
-from loadtest import thresholds
+from loadtest import command, thresholds
 from loadtest.choice import chosen, served
 from loadtest.pacing import ARRIVALS
 from loadtest.results import Recorder, Row, table
@@ -72,15 +72,15 @@ def add_arguments(parser: Any) -> None:
         variable = "LOADTEST_" + option.removeprefix("--").replace("-", "_").upper()
         load.add_argument(option, env_var=variable, **settings)
 
-    add("--rate", type=_positive, default=50.0, metavar="N", help="requests per second of all users, %(default)s")
+    add("--rate", type=command.positive, default=50.0, metavar="N", help="requests per second of all users, %(default)s")
     add("--arrivals", choices=tuple(ARRIVALS), default="even", help="spacing of the arrivals, %(default)s")
-    add("--deadline", type=_positive, default=5.0, metavar="SECONDS", help="of a request, %(default)s")
+    add("--deadline", type=command.positive, default=5.0, metavar="SECONDS", help="of a request, %(default)s")
     in_flight = "requests of one user under way at once, %(default)s; arrivals beyond are dropped and count as failed"
-    add("--max-in-flight", type=_count, default=128, metavar="N", help=in_flight)
+    add("--max-in-flight", type=command.count, default=128, metavar="N", help=in_flight)
     add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="not --host; %(default)s")
     add("--http-address", default=DEFAULT_ADDRESS["http"], metavar="HOST:PORT", help="%(default)s")
     utterances = "mean length of what a real-time stream says before it begins anew, 0: no end; %(default)s"
-    add("--utterance", type=_not_negative, default=10.0, metavar="SECONDS", help=utterances)
+    add("--utterance", type=command.not_negative, default=10.0, metavar="SECONDS", help=utterances)
     add("--summary-json", type=_new_file, default=None, metavar="FILE", help="write the summary there")
     thresholds.add_arguments(parser)
 
@@ -88,27 +88,6 @@ def add_arguments(parser: Any) -> None:
 def _plain(result: Row | thresholds.Verdict, **more: Any) -> dict[str, Any]:
     fields = asdict(result) | more
     return {name: None if value != value else value for name, value in fields.items()}  # JSON knows no NaN
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': expected a number of at least 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of at least 1")
-    return value
 
 
 def _new_file(text: str) -> Path:
