@@ -111,7 +111,7 @@ class Prompts:
         return next(self._made)
 
     def _rows(self, file: Path, batched: bool) -> list[Inputs]:
-        arrays = workloads._read(file)
+        arrays = workloads.read_arrays(file)
         count = len(next(iter(arrays.values())))
         rows = [
             {name: array[row : row + 1] if batched else array[row] for name, array in arrays.items()}

@@ -50,7 +50,7 @@ def requests_for(signature: Signature, seed: int, file: Path | None = None) -> I
     normally distributed numbers, if they fit its inputs. Raises UserError where they do not, or the file does not.
     """
     if file is not None:
-        return _rows(_read(file), seed)
+        return _rows(read_arrays(file), seed)
     if signature.model == "load_forecast":
         return forecast_requests(seed)
     for tensor in signature.inputs:
@@ -78,7 +78,7 @@ def _rows(arrays: Inputs, seed: int) -> Iterator[Inputs]:
         yield {name: array[row : row + 1] for name, array in arrays.items()}
 
 
-def _read(file: Path) -> Inputs:
+def read_arrays(file: Path) -> Inputs:
     try:
         with np.load(file) as content:
             arrays = {name: content[name] for name in content.files}
