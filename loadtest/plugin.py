@@ -72,7 +72,7 @@ def add_arguments(parser: Any) -> None:
         variable = "LOADTEST_" + option.removeprefix("--").replace("-", "_").upper()
         load.add_argument(option, env_var=variable, **settings)
 
-    add("--rate", type=command.positive, default=50.0, metavar="N", help="requests per second of all users, %(default)s")
+    add("--rate", type=command.positive, default=50.0, metavar="N", help="requests a second of all users, %(default)s")
     add("--arrivals", choices=tuple(ARRIVALS), default="even", help="spacing of the arrivals, %(default)s")
     add("--deadline", type=command.positive, default=5.0, metavar="SECONDS", help="of a request, %(default)s")
     in_flight = "requests of one user under way at once, %(default)s; arrivals beyond are dropped and count as failed"

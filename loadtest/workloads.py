@@ -79,6 +79,7 @@ def _rows(arrays: Inputs, seed: int) -> Iterator[Inputs]:
 
 
 def read_arrays(file: Path) -> Inputs:
+    """Requests of a .npz file, (rows, ...) for each input. Raises UserError for a file that holds none."""
     try:
         with np.load(file) as content:
             arrays = {name: content[name] for name in content.files}
