@@ -20,7 +20,7 @@ from onnx import ModelProto
 from rich.progress import Progress
 from torch import nn
 
-from optimize import fuse, offline, onnx_export, repository, streaming, verify
+from optimize import fuse, gates, offline, onnx_export, repository, streaming, verify
 from optimize.benchmark import (
     Candidate,
     Measurement,
@@ -255,59 +255,17 @@ def measure_stages(work: Work) -> None:
 
 def verify_gates(work: Work) -> None:
     """Hold the stages against the tolerances, and the one to be published against all of them."""
-    limits = work.variant.tolerances
     stages = {stage.name: stage for stage in work.stages}
-    onnx_stages = [stages[name] for name in work.graphs if stages[name].role == "chain"]
+    chain = [name for name in work.graphs if stages[name].role == "chain"]
+    decisions = len(work.dataset.test) if work.recipe.decision else None
+    work.gates = [gate for name in chain for gate in gates.of_stage(stages[name], work.variant, decisions)]
     chosen = stages[work.chosen]
-    for stage in onnx_stages:
-        assert stage.parity is not None
-        low = stage.precision != "fp32"
-        limit = limits.parity_int8 if low else limits.parity_fp32
-        value = stage.parity.relative_rms if low else stage.parity.relative
-        advice = "keep more operators in fp32" if low else "the export or a fusion changed the function: report it"
-        work.gates.append(Gate(f"parity of {stage.name}", value, limit, advice))
-        if work.recipe.decision:
-            share = stage.parity.decision_flips / len(work.dataset.test)
-            limit = limits.flips_int8 if low else limits.flips_fp32
-            work.gates.append(Gate(f"other decisions of {stage.name} than torch's", share, limit, advice))
-        if work.variant.spec.states and not low:
-            name = f"{stage.name} in chunks against torch on whole recordings"
-            work.gates.append(Gate(name, stage.parity.max_abs, limits.streaming, "the state is not carried: report it"))
-    assert chosen.parity is not None
-    assert chosen.batch_invariance is not None
-    work.gates += [
-        Gate(
-            "metric loss to the same network in torch, upper end of its 95 % interval",
-            chosen.parity.metric_loss_ci95[1],
-            limits.metric_loss,
-            "use --retune, which looks for the operators that cost it, or keep more operators in fp32",
-        ),
-        Gate(
-            "metric loss to teacher",
-            chosen.metric.loss_to_teacher,
-            limits.metric_loss,
-            "use a larger student, distil longer, or keep more operators in fp32",
-        ),
-        Gate(
-            "metric change in company",
-            chosen.batch_invariance.metric_change,
-            limits.batch_metric_change,
-            "keep more operators in fp32",
-        ),
-    ]
+    work.gates += gates.of_published(chosen, work.variant)
     if chosen.precision == "int8":
         assert work.plan is not None
-        fused = work.steps[onnx_stages[-2].name]
-        share, missed = planned_share(fused, work.steps[chosen.name], work.plan.choices[work.profile])
-        advice = f"still in fp32: {', '.join(missed) or 'nothing'}; use --retune"
-        work.gates.append(Gate("planned weights in int8", share, limits.weight_coverage, advice, at_least=True))
-        if work.profile == "invariant":
-            drift = chosen.batch_invariance.max_abs_drift
-            work.gates.append(Gate("drift in company", drift, 0.0, "report it, and publish with --profile throughput"))
-    if work.variant.serving.opening_cache_mb:
-        drift = chosen.batch_invariance.max_abs_drift
-        advice = "set opening_cache_mb to 0: it would give one stream what another got in other company"
-        work.gates.append(Gate("drift in company, of a model with a cache of openings", drift, 0.0, advice))
+        choices = work.plan.choices[work.profile]
+        share, missed = planned_share(work.steps[chain[-2]], work.steps[chosen.name], choices)
+        work.gates += gates.of_plan(chosen, work.variant, work.profile, share, missed)
 
 
 def publish_version(work: Work) -> None:
