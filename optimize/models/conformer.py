@@ -81,7 +81,7 @@ class Conformer(SpeechEncoder):
         if self.training:
             chunk = CHUNK_FRAMES[int(torch.randint(len(CHUNK_FRAMES), ()))]
         outputs, _ = self._advance(pad_to_chunks(pcm, chunk), lengths, self.initial_state(pcm.shape[0]), chunk)
-        return trim_to_samples(outputs, int(pcm.shape[1]))
+        return trim_to_samples(outputs, pcm)
 
     def forward_chunk(self, pcm: Tensor, lengths: Tensor, state: ConformerState) -> tuple[CTCOutputs, ConformerState]:
         """One chunk of every stream, pcm (batch, samples) int16 and lengths (batch, 1), and the states.

@@ -112,7 +112,7 @@ class RecurrentEncoder(SpeechEncoder):
     def forward(self, pcm: Tensor, lengths: Tensor) -> CTCOutputs:
         """Whole utterances, pcm (batch, samples) int16 and lengths (batch, 1) in samples."""
         outputs, _ = self._advance(pad_to_chunks(pcm, 1), lengths, self.initial_state(pcm.shape[0]))
-        return trim_to_samples(outputs, int(pcm.shape[1]))
+        return trim_to_samples(outputs, pcm)
 
     def forward_chunk(self, pcm: Tensor, lengths: Tensor, state: RecurrentState) -> tuple[CTCOutputs, RecurrentState]:
         """One chunk of every stream, pcm (batch, samples) int16 and lengths (batch, 1), and the states.

@@ -63,7 +63,7 @@ class SpeechEncoder(nn.Module):
 
     def hear(self, pcm: Tensor, lengths: Tensor, last_samples: Tensor, last_features: Tensor) -> Frames:
         """pcm (batch, frames * 640), lengths (batch, 1) in samples, and what is left of the chunk before."""
-        frames = int(pcm.shape[1]) // FRAME_SAMPLES
+        frames = pcm.shape[1] // FRAME_SAMPLES
         meant = torch.arange(frames * FRAME_SAMPLES, device=pcm.device, dtype=lengths.dtype) < lengths
         samples = torch.cat([last_samples, pcm.float() * (1 / 32768) * meant], dim=1)
         with torch.autocast(pcm.device.type, enabled=False):
@@ -111,15 +111,21 @@ def zeros(specs: Iterable[StateSpec], batch_size: int, device: torch.device) -> 
 
 
 def pad_to_chunks(pcm: Tensor, chunk: int) -> Tensor:
-    """pcm (batch, samples), silent up to the end of its last chunk of ``chunk`` frames; one chunk at least."""
-    samples = int(pcm.shape[1])
-    missing = -samples % (chunk * FRAME_SAMPLES) if samples else chunk * FRAME_SAMPLES
-    return torch.cat([pcm, pcm.new_zeros(pcm.shape[0], missing)], dim=1) if missing else pcm
+    """pcm (batch, samples), silent up to the end of its last chunk of ``chunk`` frames; one chunk at least.
+
+    Sizes stay what they are here and below, so that a graph of whole recordings takes any number of samples.
+    """
+    samples, size = pcm.shape[1], chunk * FRAME_SAMPLES
+    if not torch.jit.is_tracing() and samples and not samples % size:
+        return pcm
+    missing = -samples % size if torch.jit.is_tracing() or samples else size
+    return torch.cat([pcm, pcm.new_zeros(pcm.shape[0], missing)], dim=1)
 
 
-def trim_to_samples(outputs: CTCOutputs, samples: int) -> CTCOutputs:
-    """A frame for every 640 samples begun, and one at least: what padding to whole chunks added is dropped."""
-    frames = -(-max(samples, 1) // FRAME_SAMPLES)
+def trim_to_samples(outputs: CTCOutputs, pcm: Tensor) -> CTCOutputs:
+    """A frame for every 640 of pcm's samples begun, and one at least: what padding to whole chunks added is dropped."""
+    samples = pcm.shape[1]
+    frames = (samples - 1) // FRAME_SAMPLES + 1 if torch.jit.is_tracing() or samples else 1
     return outputs._replace(log_probs=outputs.log_probs[:, :frames], tokens=outputs.tokens[:, :frames])
 
 

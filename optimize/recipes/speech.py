@@ -3,7 +3,8 @@
 The tokens are whole words, which is the simplest and fastest for a vocabulary of ten. Three variants are chunk sizes of
 the same Conformer: 160 ms answers soonest, 640 ms needs the least computing per second of speech. Two are recurrent,
 ``lstm`` and ``gru``; they learn from the Conformer. It hears a chunk to its end, they hear no frame ahead, so it tells
-them ``SOFT_DELAY`` frames later. ``offline``, ``lstm_offline`` and ``gru_offline`` answer whole recordings.
+them ``SOFT_DELAY`` frames later. ``offline``, ``lstm_offline`` and ``gru_offline`` answer whole recordings with the
+very bits of the stream; ``lstm_bidirectional`` and ``gru_bidirectional`` hear the future, so they answer nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from optimize.specs import ModelSpec, ServingSpec, TensorSpec
 TEACHER = ConformerConfig(layers=8, width=144, heads=3, feed_forward=576, vocabulary=len(VOCABULARY), dropout=0.0)
 SOFT_DELAY = 3  # frames of 40 ms: the teacher names half of the words 5 frames before they end, 1 in 100 at the last
 STUDENT = ConformerConfig(layers=4, width=96, heads=2, feed_forward=384, vocabulary=len(VOCABULARY), dropout=0.0)
-
+RECURRENT_TRAINING = Training(epochs=16, batch_size=32, learning_rate=2e-3, average_decay=0.998, bfloat16=True)
+BUCKETS = tuple(16_000 * seconds for seconds in (2, 4, 8, 16))  # samples of whole recordings
 
 SERVING = ServingSpec(max_streams=1024)
 # Half a point of the word error rate.
@@ -134,9 +136,7 @@ def conformer_variant(name: str, chunk: int, weights_of: str | None = None) -> V
 def recurrent_variant(cell: str) -> Variant:
     """A stack of one kind of cell, taught by the Conformer; chunks of 320 ms, though any number of frames would do."""
     config = RecurrentConfig(cell, layers=2, width=192, vocabulary=len(VOCABULARY), dropout=0.1)
-    offline = replace(config, width=144, bidirectional=True)
-    training = Training(epochs=16, batch_size=32, learning_rate=2e-3, average_decay=0.998, bfloat16=True)
-    soft = replace(training, soft_weight=0.5, soft_delay=SOFT_DELAY)
+    soft = replace(RECURRENT_TRAINING, soft_weight=0.5, soft_delay=SOFT_DELAY)
     return Variant(
         spec=spec(f"speech_{cell}", TEACHER.chunk, config),
         serving=SERVING,
@@ -145,9 +145,21 @@ def recurrent_variant(cell: str) -> Variant:
         networks={
             "teacher": Network(Conformer, TEACHER, weights_of="chunk_320"),
             "student": Network(RecurrentEncoder, config, soft),
-            "undistilled": Network(RecurrentEncoder, config, training),  # the student's settings
-            "bidirectional": Network(RecurrentEncoder, offline, training, "hears whole utterances; cannot stream"),
+            "undistilled": Network(RecurrentEncoder, config, RECURRENT_TRAINING),  # the student's settings
         },
+    )
+
+
+def bidirectional_variant(cell: str) -> Variant:
+    """Cells that read a recording from both ends, so whole recordings only; as many weights as the streaming GRU."""
+    config = RecurrentConfig(cell, layers=2, width=144, bidirectional=True, vocabulary=len(VOCABULARY), dropout=0.1)
+    name = f"speech_{cell}_bidirectional"
+    return Variant(
+        spec=offline_spec(spec(name, TEACHER.chunk, config), name, BUCKETS),
+        serving=ServingSpec(response_cache=True),
+        tolerances=TOLERANCES,
+        keep=("front_end",),
+        networks={"teacher": Network(RecurrentEncoder, config, RECURRENT_TRAINING)},
     )
 
 
@@ -156,7 +168,7 @@ def offline_variant(streaming: str, name: str) -> Variant:
     variant = STREAMING[streaming]
     return replace(
         variant,
-        spec=offline_spec(variant.spec, name, buckets=tuple(16_000 * seconds for seconds in (2, 4, 8, 16))),
+        spec=offline_spec(variant.spec, name, BUCKETS),
         serving=ServingSpec(response_cache=True),
         weights_of=streaming,
         offline_of=streaming,
@@ -184,5 +196,7 @@ RECIPE = Recipe(
         "offline": offline_variant("chunk_320", "speech_offline"),
         "lstm_offline": offline_variant("lstm", "speech_lstm_offline"),
         "gru_offline": offline_variant("gru", "speech_gru_offline"),
+        "lstm_bidirectional": bidirectional_variant("lstm"),
+        "gru_bidirectional": bidirectional_variant("gru"),
     },
 )

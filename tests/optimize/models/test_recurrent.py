@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -11,7 +10,7 @@ import pytest
 import torch
 from onnx import ModelProto
 
-from optimize import onnx_export, recipes
+from optimize import fuse, onnx_export, recipes
 from optimize.errors import UserError
 from optimize.models.frontend import FrontEndConfig
 from optimize.models.recurrent import (
@@ -24,6 +23,7 @@ from optimize.models.recurrent import (
     state_specs,
 )
 from optimize.models.speech_encoder import FRAME_SAMPLES
+from optimize.offline import offline_spec
 from optimize.recipes.speech import spec
 from optimize.specs import ModelSpec, StateSpec, TensorSpec
 from optimize.streaming import Step
@@ -187,15 +187,17 @@ def test_the_graph_has_one_operator_for_every_layer(model: RecurrentEncoder, exp
             assert [item.i for item in node.attribute if item.name == "linear_before_reset"] == [1]
 
 
-def test_the_graph_of_whole_utterances_reads_backwards_too(bidirectional: RecurrentEncoder) -> None:
-    whole = replace(spec("speech_offline", 24, bidirectional.config), states=())
-    graph = onnx_export.export(bidirectional, whole)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed = {"pcm": pcm(3, 3 * CHUNK).numpy(), "lengths": lengths(3 * CHUNK, 7_000, 0).numpy()}
-    with torch.inference_mode():
-        expected = bidirectional(*(torch.from_numpy(array) for array in feed.values()))
-    for name, found, answer in zip(whole.output_names, session.run(None, feed), expected, strict=True):
-        np.testing.assert_allclose(found, answer.numpy(), atol=TOLERANCE, err_msg=name)
+def test_the_graph_of_whole_utterances_of_any_length_reads_backwards_too(bidirectional: RecurrentEncoder) -> None:
+    whole = offline_spec(spec("speech_whole", 8, bidirectional.config), "speech_whole", (2 * CHUNK, 4 * CHUNK))
+    fused, _ = fuse.fuse(onnx_export.export(bidirectional, whole))
+    onnx_export.check(fused, whole)
+    session = onnxruntime.InferenceSession(fused.SerializeToString(), providers=["CPUExecutionProvider"])
+    for samples in (1, FRAME_SAMPLES - 1, FRAME_SAMPLES, 2 * CHUNK, 5 * CHUNK + 7):
+        feed = {"pcm": pcm(3, samples).numpy(), "lengths": lengths(samples, samples // 2, 0).numpy()}
+        with torch.inference_mode():
+            expected = bidirectional(*(torch.from_numpy(array) for array in feed.values()))
+        for name, found, answer in zip(whole.output_names, session.run(None, feed), expected, strict=True):
+            np.testing.assert_allclose(found, answer.numpy(), atol=TOLERANCE, err_msg=f"{name}, {samples} samples")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -208,14 +210,21 @@ def test_the_variant_serves_what_its_networks_take(cell: str) -> None:
     assert declared.states == state_specs(config)
     assert StateSpec("hidden", "float32", (config.layers, config.width)) in declared.states
     assert variant.networks["undistilled"].config == config
-    assert variant.networks["bidirectional"].config.bidirectional
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_hears_the_future_is_served_for_whole_recordings_alone(cell: str) -> None:
+    variant = recipes.load("speech").variants[f"{cell}_bidirectional"]
+    assert variant.networks["teacher"].config.bidirectional
+    assert not variant.spec.states
+    assert variant.serving.response_cache
 
 
 def test_the_networks_are_small_and_fit_into_eight_megabytes_in_half_precision() -> None:
     variants = recipes.load("speech").variants
     sizes = {
         (cell, name): sum(parameter.numel() for parameter in network().parameters())
-        for cell in CELLS
+        for cell in (*CELLS, *(f"{cell}_bidirectional" for cell in CELLS))
         for name, network in variants[cell].networks.items()
         if not network.weights_of
     }
