@@ -5,14 +5,12 @@
 
     locust -f loadtest/locustfile.py --headless --users 50 --spawn-rate 50 --run-time 30s SpeechStreamer
 
-Name classes to run only those; otherwise it is the forecasters if the server has their model, else the streamers of
-the models that it has. A streamer is one stream in real time. One process is one core: where the summary's "late"
+Name classes to run only those; otherwise it is all that send requests to models that the server has, or, if it has none
+of theirs, the streamers. A streamer is one stream in real time. One process is one core: where the summary's "late"
 column grows, add ``--processes``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import grpc.experimental.gevent  # type: ignore[import-untyped]
 from locust import events
@@ -20,26 +18,29 @@ from locust import events
 from loadtest import plugin
 from loadtest.stream_users import StreamUser
 from loadtest.users import OpenLoopUser
-from loadtest.workloads import Inputs, forecast_requests
 
 grpc.experimental.gevent.init_gevent()  # before any channel is made
 plugin.register(events, OpenLoopUser.recorder)
 
 
-class Forecaster(OpenLoopUser):
-    abstract = True
+class GrpcForecaster(OpenLoopUser):
+    protocol = "grpc"
     model = "load_forecast"
 
-    def workload(self, seed: int) -> Iterator[Inputs]:
-        return forecast_requests(seed)
 
-
-class GrpcForecaster(Forecaster):
-    protocol = "grpc"
-
-
-class HttpForecaster(Forecaster):
+class HttpForecaster(OpenLoopUser):
     protocol = "http"
+    model = "load_forecast"
+
+
+class GrpcTranslator(OpenLoopUser):
+    protocol = "grpc"
+    model = "translate"
+
+
+class HttpTranslator(OpenLoopUser):
+    protocol = "http"
+    model = "translate"
 
 
 class SpeechStreamer(StreamUser):

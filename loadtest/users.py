@@ -6,9 +6,6 @@
         protocol = "grpc"
         model = "load_forecast"
 
-        def workload(self, seed):
-            return forecast_requests(seed)
-
 All users of a run share its ``--rate``, each with its own connection. Locust stops a user by ending its greenlet;
 requests under way are waited for then, so that the slowest are counted too.
 """
@@ -29,7 +26,7 @@ from locust import User, task
 import clients
 from loadtest.pacing import ARRIVALS, OpenLoop, Outcome, skip_past
 from loadtest.results import Recorder
-from loadtest.workloads import Inputs
+from loadtest.workloads import Inputs, requests_for
 from optimize.errors import UserError
 
 WARM_UP_REQUESTS = 5  # sent, and not counted, before a user begins: connections, descriptions, first-time costs
@@ -63,14 +60,14 @@ class OpenLoopUser(User):
         self._users = _of_this_kind(environment.user_classes, options.num_users or 1)
         worker = max(getattr(environment.runner, "worker_index", 0), 0)  # of a distributed run
         self._seat = worker * self._users + next(OpenLoopUser._seats)
-        self._requests = self.workload(self._seat)
         self._in_flight = Group()
         self._client: clients.Client | None = None
+        self._requests: Iterator[Inputs] = iter(())
         self._loop: OpenLoop | None = None
 
-    def workload(self, seed: int) -> Iterator[Inputs]:
+    def workload(self, signature: clients.Signature, seed: int) -> Iterator[Inputs]:
         """The requests of one user, without end."""
-        raise NotImplementedError
+        return requests_for(signature, seed)
 
     @task
     def arrivals(self) -> None:
@@ -106,6 +103,7 @@ class OpenLoopUser(User):
                 request_deadline_s=self._options.deadline,
                 connections=self._options.max_in_flight,
             )
+            self._requests = self.workload(self._client.signature(self.model), self._seat)
             for _ in range(WARM_UP_REQUESTS):
                 self._infer()
         except UserError as error:

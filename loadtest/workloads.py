@@ -6,14 +6,18 @@ differ from one another, so that a response cache on the server does not make it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
-from clients.signature import DTYPES, Array, Signature
+from clients.sentences import Wording, translates
+from clients.signature import Array, Signature
+from loadtest import audio
+from loadtest.invention import made_up
+from optimize.data import translation
 from optimize.data.dataset import find
 from optimize.data.electricity import FILE, HISTORY_HOURS, HORIZON_HOURS, history_features, read_csv, synthetic
 from optimize.errors import UserError
@@ -42,33 +46,39 @@ def _features(path: Path | None) -> Array:
     return history_features(synthetic() if path is None else read_csv(path))
 
 
-def requests_for(signature: Signature, seed: int, file: Path | None = None) -> Iterator[Inputs]:
+def sentence_requests(signature: Signature, seed: int) -> Iterator[Inputs]:
+    """English sentences for a model that translates, those it can take, in a random order, again and again."""
+    wording, random = Wording.of(signature), np.random.default_rng(seed)
+    sentences = _sentences(find(translation.FILE))
+    while True:
+        for index in random.permutation(len(sentences)).tolist():
+            tokens = wording.subwords.encode(sentences[index])
+            if not wording.buckets or len(tokens) <= wording.buckets[-1]:
+                yield wording.request([tokens])
+
+
+@cache
+def _sentences(path: Path | None) -> list[str]:
+    return list(dict.fromkeys(english for english, _ in translation.pairs(path)))
+
+
+def requests_for(
+    signature: Signature, seed: int, file: Path | None = None, recordings: Sequence[audio.Samples] = ()
+) -> Iterator[Inputs]:
     """Endless requests of one row for a model without state.
 
     file: an .npz with an array for each input, whose rows are sent in a random order, again and again; a response
-    cache would then answer most. Without one: windows of the data for ``load_forecast``, and for any other model
-    normally distributed numbers, if they fit its inputs. Raises UserError where they do not, or the file does not.
+    cache would then answer most. Without one: what the model is asked in real use, where that is known here, else
+    what can be made up, see ``invention``; recordings: to make it up from. Raises UserError for a file or a model for
+    which neither is possible, at the latest with the first request.
     """
     if file is not None:
         return _rows(read_arrays(file), seed)
     if signature.model == "load_forecast":
         return forecast_requests(seed)
-    for tensor in signature.inputs:
-        if not tensor.datatype.startswith("FP") or any(size < 1 for size in tensor.shape[signature.max_batch > 0 :]):
-            raise UserError(
-                f"model '{signature.model}': input '{tensor.name}' is {tensor.datatype} {list(tensor.shape)}, and only "
-                "floating-point inputs of fixed sizes can be made up; give requests with --inputs FILE.npz"
-            )
-    return _normal(signature, seed)
-
-
-def _normal(signature: Signature, seed: int) -> Iterator[Inputs]:
-    random = np.random.default_rng(seed)
-    while True:
-        yield {
-            tensor.name: random.standard_normal([abs(size) for size in tensor.shape]).astype(DTYPES[tensor.datatype])
-            for tensor in signature.inputs
-        }
+    if translates(signature) and signature.vocabulary:
+        return sentence_requests(signature, seed)
+    return made_up(signature, np.random.default_rng(seed), recordings)
 
 
 def _rows(arrays: Inputs, seed: int) -> Iterator[Inputs]:

@@ -38,11 +38,15 @@ def load(data: Path | None = None) -> Dataset:
     """
     path = find(FILE, data)
     if path is None:
-        pairs = sentence_pairs(12_000, SEED)
         source = f"sentences of a small grammar, seed {SEED} (no {FILE} under $DATA_DIR or ./data)"
     else:
-        pairs, source = read_pairs(path), f"{path.name}: {'the file given' if data else 'Tatoeba, CC BY 2.0 FR'}"
-    return dataset(pairs, Subwords.load(VOCABULARY_FILE), source)
+        source = f"{path.name}: {'the file given' if data else 'Tatoeba, CC BY 2.0 FR'}"
+    return dataset(pairs(path), Subwords.load(VOCABULARY_FILE), source)
+
+
+def pairs(path: Path | None) -> list[Pair]:
+    """Those of a file, or of the grammar."""
+    return sentence_pairs(12_000, SEED) if path is None else read_pairs(path)
 
 
 def dataset(pairs: Sequence[Pair], subwords: Subwords, source: str) -> Dataset:

@@ -116,16 +116,16 @@ def pad_to_chunks(pcm: Tensor, chunk: int) -> Tensor:
     Sizes stay what they are here and below, so that a graph of whole recordings takes any number of samples.
     """
     samples, size = pcm.shape[1], chunk * FRAME_SAMPLES
-    if not torch.jit.is_tracing() and samples and not samples % size:
+    if not torch.onnx.is_in_onnx_export() and samples and not samples % size:
         return pcm
-    missing = -samples % size if torch.jit.is_tracing() or samples else size
+    missing = -samples % size if torch.onnx.is_in_onnx_export() or samples else size
     return torch.cat([pcm, pcm.new_zeros(pcm.shape[0], missing)], dim=1)
 
 
 def trim_to_samples(outputs: CTCOutputs, pcm: Tensor) -> CTCOutputs:
     """A frame for every 640 of pcm's samples begun, and one at least: what padding to whole chunks added is dropped."""
     samples = pcm.shape[1]
-    frames = (samples - 1) // FRAME_SAMPLES + 1 if torch.jit.is_tracing() or samples else 1
+    frames = (samples - 1) // FRAME_SAMPLES + 1 if torch.onnx.is_in_onnx_export() or samples else 1
     return outputs._replace(log_probs=outputs.log_probs[:, :frames], tokens=outputs.tokens[:, :frames])
 
 

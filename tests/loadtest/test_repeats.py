@@ -172,7 +172,7 @@ def test_too_few_different_requests_are_told() -> None:
 
 
 def test_text_cannot_be_made_up() -> None:
-    with pytest.raises(UserError, match="'text' is BYTES, which cannot be made up; give --requests-file"):
+    with pytest.raises(UserError, match="'text' is BYTES, which cannot be made up; give a file of requests"):
         Prompts(Signature("any", "1", (Tensor("text", "BYTES", (-1, 1)),), (), 8)).unique()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from itertools import islice
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loadtest.workloads import forecast_requests
+from clients.sentences import Wording
+from clients.signature import Signature, Tensor
+from loadtest.workloads import forecast_requests, requests_for
 from optimize.data.electricity import synthetic, windows
+from optimize.data.subwords import END, VOCABULARY_FILE
+from optimize.data.translation import FILE
 from optimize.errors import UserError
 
 
@@ -51,3 +56,30 @@ def test_without_data_a_stand_in_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
 def test_data_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         next(forecast_requests(1, tmp_path / "nothing.csv"))
+
+
+TRANSLATOR = Signature(
+    "any",
+    "1",
+    (Tensor("source", "INT64", (-1, -1)), Tensor("lengths", "INT32", (-1, 1))),
+    tuple(Tensor(name, "INT64", (-1, -1)) for name in ("tokens", "output_lengths", "score")),
+    8,
+    buckets={"source": (4, 8)},
+    vocabulary=VOCABULARY_FILE.read_bytes(),
+)
+
+
+def test_a_translator_is_asked_the_sentences_of_the_data_that_it_can_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / FILE
+    path.parent.mkdir()
+    long = "the black cats do not see a small house in the garden today ."
+    path.write_bytes(gzip.compress(f"No.\tNon.\nNo.\tPas.\nRun!\tCours !\n{long}\tLes chats.\n".encode()))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    sent, wording = list(islice(requests_for(TRANSLATOR, 1), 4)), Wording.of(TRANSLATOR)
+    for request in sent:
+        TRANSLATOR.checked(request)
+        assert request["source"][0, request["lengths"].item() - 1] == END
+    texts = [wording.subwords.decode(request["source"][0].tolist()) for request in sent]
+    assert set(texts[:2]) == set(texts[2:]) == {"no .", "run !"}
