@@ -34,34 +34,36 @@ def distill(
     checkpoints: Path,
     progress: Progress | None = None,
     resume: bool = False,
+    network: str = "student",
 ) -> Sidecar:
     """Train the variant's student on its teacher and save it; the sidecar records the teacher's hash.
 
-    Raises UserError for a student that is another variant's: it is distilled there alone, under that one's settings.
+    network: another one that is distilled, to be compared with the student. Raises UserError for one that is not, and
+    for one that is another variant's: it is distilled there alone, under that one's settings.
     """
     networks = recipe.variants[variant].networks
-    if "student" not in networks:
-        raise UserError(f"variant '{variant}' of recipe '{recipe.name}' has no student to distil into")
-    if (origin := recipe.weights(variant, "student")) != variant:
+    students = [key for key, definition in networks.items() if key == "student" or definition.distilled]
+    if network not in students:
+        choice = f"; choose from {', '.join(students)}" if students else ""
+        raise UserError(f"variant '{variant}' of recipe '{recipe.name}' has no {network} to distil into{choice}")
+    if (origin := recipe.origin(variant, network)) != (variant, network):
         raise UserError(
-            f"the student of variant '{variant}' is that of variant '{origin}'; distil it there with "
-            f"python -m optimize.distill --variant {origin}"
+            f"the {network} of variant '{variant}' is the {origin[1]} of variant '{origin[0]}'; distil it there with "
+            f"python -m optimize.distill --variant {origin[0]} --network {origin[1]}"
         )
     teacher = load_checkpoint(
-        path_of(checkpoints, recipe.name, recipe.weights(variant, "teacher"), "teacher"), networks["teacher"]
+        path_of(checkpoints, recipe.name, *recipe.origin(variant, "teacher")), networks["teacher"]
     )
-    if recipe.relabel:
-        LOG.info("the teacher writes what the student learns")
+    if recipe.relabel and networks[network].training.relabelled:
+        LOG.info("the teacher writes what the %s learns", network)
         dataset = replace(dataset, train=recipe.relabel(teacher[0], dataset.train))
-    return train_network(recipe, variant, "student", dataset, checkpoints, teacher, progress=progress, resume=resume)
+    return train_network(recipe, variant, network, dataset, checkpoints, teacher, progress=progress, resume=resume)
 
 
 def is_current(recipe: Recipe, variant: str, checkpoints: Path) -> bool:
     """Whether the saved student was distilled from the saved teacher, going by the recorded hashes."""
     networks = recipe.variants[variant].networks
-    paths = {
-        name: path_of(checkpoints, recipe.name, recipe.weights(variant, name), name) for name in ("teacher", "student")
-    }
+    paths = {name: path_of(checkpoints, recipe.name, *recipe.origin(variant, name)) for name in ("teacher", "student")}
     try:
         _, teacher = load_checkpoint(paths["teacher"], networks["teacher"])
         _, student = load_checkpoint(paths["student"], networks["student"])
@@ -72,6 +74,7 @@ def is_current(recipe: Recipe, variant: str, checkpoints: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.parser(__doc__)
+    parser.add_argument("--network", default="student", metavar="NETWORK", help="default: %(default)s")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
     options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
@@ -81,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = recipe.load(options.data)
     LOG.info("data: %s", dataset.source)
     with command.progress() as progress:
-        sidecar = distill(recipe, name, dataset, options.checkpoints, progress, options.resume)
+        sidecar = distill(recipe, name, dataset, options.checkpoints, progress, options.resume, options.network)
     LOG.info(
-        "student: test %s, %s",
+        "%s: test %s, %s",
+        options.network,
         sidecar.metrics["test"],
-        path_of(options.checkpoints, recipe.name, recipe.weights(name, "student"), "student"),
+        path_of(options.checkpoints, recipe.name, *recipe.origin(name, options.network)),
     )
 
 

@@ -62,6 +62,7 @@ class Options:
     retune: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     profile: Profile | None = None  # the plan's own
+    candidate: bool = False
     data: Path | None = None
     checkpoints: Path = Path("checkpoints")
     artifacts: Path = Path("artifacts")
@@ -125,7 +126,7 @@ def load_data(work: Work) -> None:
 def load_teacher(work: Work) -> None:
     """The trained networks that are compared: the teacher must be there, comparison networks may."""
     for network, definition in work.variant.networks.items():
-        path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name, network), network)
+        path = path_of(work.options.checkpoints, work.recipe.name, *work.recipe.origin(work.name, network))
         if network == "teacher" or (network != "student" and path.exists()):
             work.networks[network] = load_checkpoint(path, definition)
 
@@ -134,7 +135,7 @@ def distil_student(work: Work) -> None:
     """Reuse the student whose recorded teacher is the teacher at hand; otherwise, or on request, distil it anew."""
     if "student" not in work.variant.networks:
         return
-    path = path_of(work.options.checkpoints, work.recipe.name, work.recipe.weights(work.name, "student"), "student")
+    path = path_of(work.options.checkpoints, work.recipe.name, *work.recipe.origin(work.name, "student"))
     if path.exists() and not work.options.distill:
         student = load_checkpoint(path, work.variant.networks["student"])
         if student[1].teacher_sha256 == work.networks["teacher"][1].sha256:
@@ -285,6 +286,7 @@ def publish_version(work: Work) -> None:
             "README.md": model_card(draft, stage, work.variant.spec).encode(),
             "report.json": to_json(draft).encode(),
         },
+        candidate=work.options.candidate,
     )
     work.published = Published(str(published.path), published.version, published.sha256, work.chosen)
     LOG.info("%s %s", "already published:" if published.reused else "published:", published.path)

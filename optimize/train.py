@@ -163,7 +163,7 @@ def train_network(
 ) -> Sidecar:
     """Train a network of a variant, round it to half precision, measure that and save it with its sidecar."""
     spec, network = recipe.variants[variant].spec, recipe.variants[variant].networks[name]
-    path = path_of(checkpoints, recipe.name, recipe.weights(variant, name), name)
+    path = path_of(checkpoints, recipe.name, *recipe.origin(variant, name))
     partial = Partial(path.with_suffix(".partial"), f"{name}: {network.config}, {network.training}")
     result = fit(
         recipe,
@@ -186,7 +186,7 @@ def train_network(
     metrics["baselines_test"] = {label: baseline(dataset.test) for label, baseline in recipe.baselines.items()}
     sidecar = Sidecar(
         recipe=recipe.name,
-        variant=recipe.weights(variant, name),
+        variant=variant,
         network=name,
         parameters=sum(parameter.numel() for parameter in result.module.parameters()),
         config=asdict(network.config),
@@ -271,21 +271,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = recipes.load(options.model, options.recipe)
     name, variant = recipe.variant(options.variant)
-    trained = [key for key in variant.networks if key != "student"]
-    own = [key for key in trained if recipe.weights(name, key) == name]
+    trained = [key for key, network in variant.networks.items() if key != "student" and not network.distilled]
+    own = [key for key in trained if recipe.origin(name, key) == (name, key)]
     choices = own or trained
     networks = choices if options.network == ["all"] else options.network
     for network in networks:
-        if network in trained and (origin := recipe.weights(name, network)) != name:
+        if network in trained and (origin := recipe.origin(name, network)) != (name, network):
             choice = f", or choose from {', '.join(own)}" if own else ""
             raise UserError(
-                f"the {network} of variant '{name}' is that of variant '{origin}'; train it with --variant {origin}"
-                f"{choice}"
+                f"the {network} of variant '{name}' is the {origin[1]} of variant '{origin[0]}'; train it with "
+                f"--variant {origin[0]} --network {origin[1]}{choice}"
             )
         if network not in own:
             raise UserError(
                 f"variant '{name}' has no network '{network}' to train; choose from {', '.join(choices)} or all; "
-                "the student is trained by python -m optimize.distill"
+                "what learns from the teacher is trained by python -m optimize.distill"
             )
     if options.cross_validate is not None and options.cross_validate < 2:
         raise UserError(f"--cross-validate is {options.cross_validate}; at least 2 folds are needed")
@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "%s: test %s, %s",
             network,
             sidecar.metrics["test"],
-            path_of(options.checkpoints, recipe.name, recipe.weights(name, network), network),
+            path_of(options.checkpoints, recipe.name, *recipe.origin(name, network)),
         )
 
 

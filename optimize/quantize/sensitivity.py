@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"'{recipe.name}' has no plan yet; run python -m optimize.export --quantize first")
     profile: Profile = options.profile or committed.profile
     network = variant.networks[variant.published]
-    path = path_of(options.checkpoints, recipe.name, recipe.weights(name, variant.published), variant.published)
+    path = path_of(options.checkpoints, recipe.name, *recipe.origin(name, variant.published))
     module, _ = load_checkpoint(path, network)
     step = streaming.served(module, variant.spec)
     model, _ = fuse.fuse(onnx_export.export(step, variant.spec, variant.opset_version))

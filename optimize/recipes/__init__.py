@@ -62,7 +62,8 @@ class Training:
     """How one network is trained. soft_weight: share of the teacher's answers in the loss when it is distilled.
 
     soft_delay: steps by which the teacher's answers come late, for a student that cannot know what the teacher knows
-    at that moment (``Recipe.delay`` says what a step is).
+    at that moment (``Recipe.delay`` says what a step is). relabelled: whether a student learns from what
+    ``Recipe.relabel`` makes of the data.
     """
 
     epochs: int = 20
@@ -72,6 +73,7 @@ class Training:
     average_decay: float = 0.995
     soft_weight: float = 0.7
     soft_delay: int = 0
+    relabelled: bool = True
     seed: int = 1
     bfloat16: bool = False
 
@@ -81,7 +83,8 @@ class Network:
     """One network of a variant: ``build(config)`` is a module whose forward takes the spec's inputs in order.
 
     note: what a reader of the report should know of it. weights_of: another variant, whose network of the same name
-    this one is; it is trained and stored there alone.
+    this one is, or "variant/network", used otherwise here; it is trained and stored there alone. distilled: it learns
+    from the teacher, as the student always does.
     """
 
     build: Callable[[Any], nn.Module]
@@ -89,6 +92,7 @@ class Network:
     training: Training = field(default_factory=Training)
     note: str = ""
     weights_of: str | None = None
+    distilled: bool = False
 
     def __call__(self) -> nn.Module:
         return self.build(self.config)
@@ -208,11 +212,11 @@ class Recipe:
                     "streaming variant of this recipe"
                 )
             for key, network in variant.networks.items():
-                origin = self.variants.get(network.weights_of or name)
-                if origin is None or key not in origin.networks:
+                origin, its = _place(network.weights_of or name, key)
+                if origin not in self.variants or its not in self.variants[origin].networks:
                     raise UserError(
-                        f"recipe '{self.name}', variant '{name}', network '{key}': no variant '{network.weights_of}' "
-                        f"with a network '{key}' for weights_of"
+                        f"recipe '{self.name}', variant '{name}', network '{key}': no variant '{origin}' with a "
+                        f"network '{its}' for weights_of"
                     )
                 if network.training.soft_delay and self.delay is None:
                     raise UserError(
@@ -232,10 +236,10 @@ class Recipe:
         variant = self.variants[name]
         return name, replace(variant, serving=saved[name]) if name in saved else variant
 
-    def weights(self, variant: str, network: str) -> str:
-        """The variant under whose name a network of ``variant`` is trained and stored."""
-        origin = self.variants[variant].weights_of or variant
-        return self.variants[origin].networks[network].weights_of or origin
+    def origin(self, variant: str, network: str) -> tuple[str, str]:
+        """The variant and the network under whose names a network of ``variant`` is trained and stored."""
+        owner = self.variants[variant].weights_of or variant
+        return _place(self.variants[owner].networks[network].weights_of or owner, network)
 
     def save_serving(self, variant: str, serving: ServingSpec) -> Path:
         """Keep a ServingSpec beside the recipe, where ``variant`` finds it."""
@@ -258,6 +262,11 @@ class Recipe:
                 raise UserError(f"'{self._serving_file()}', variant '{name}': unknown {', '.join(unknown)}")
             specs[name] = ServingSpec(**values)
         return specs
+
+
+def _place(weights_of: str, network: str) -> tuple[str, str]:
+    variant, _, other = weights_of.partition("/")
+    return variant, other or network
 
 
 def load(name: str | None = None, file: Path | None = None) -> Recipe:

@@ -9,6 +9,7 @@ writes: Kim and Rush, 2016, https://arxiv.org/abs/1606.07947).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -161,6 +162,9 @@ def student(**training: float) -> Network:
     return network(256, 192, 128, 128, dropout=0.15, learning_rate=2e-3, **training)
 
 
+TEACHER = network(512, 384, 256, 256, dropout=0.3, epochs=16, weight_decay=0.02)
+
+
 def _ngram_matches(outputs: Arrays, references: NDArray[np.generic]) -> NDArray[np.float64]:
     metric = SacreBLEU(lowercase=True, effective_order=True)
     rows = []
@@ -189,9 +193,21 @@ RECIPE = Recipe(
             serving=ServingSpec(response_cache=True),
             methods=("int8_table",),
             networks={
-                "teacher": network(512, 384, 256, 256, dropout=0.3, epochs=16, weight_decay=0.02),
+                "teacher": TEACHER,
+                "greedy_teacher": replace(
+                    TEACHER,
+                    config=replace(TEACHER.config, beam=1),
+                    weights_of="gru/teacher",
+                    note="the teacher, writing the likeliest word at every step",
+                ),
                 "student": student(epochs=8, soft_weight=0.5),
-                "undistilled": student(epochs=12),  # the student's settings; as many batches, of fewer pairs
+                # The student's settings, and as many batches, of fewer pairs.
+                "word_level": replace(
+                    student(epochs=12, soft_weight=0.5, relabelled=False),
+                    distilled=True,
+                    note="distilled from the teacher's distributions alone, without the sentences it writes",
+                ),
+                "undistilled": student(epochs=12),
             },
         )
     },

@@ -61,11 +61,26 @@ def test_a_saved_serving_spec_is_used(tmp_path: Path) -> None:
 def test_a_network_may_be_that_of_another_variant() -> None:
     recipe = recipes.load("speech")
     for name in ("lstm", "gru"):
-        assert recipe.weights(name, "teacher") == "chunk_320"
-        assert recipe.weights(name, "student") == name
-    assert recipe.weights("chunk_160", "student") == "chunk_320"
-    with pytest.raises(UserError, match=r"the teacher of variant 'gru' is that of variant 'chunk_320'; .*undistilled"):
+        assert recipe.origin(name, "teacher") == ("chunk_320", "teacher")
+        assert recipe.origin(name, "student") == (name, "student")
+    assert recipe.origin("chunk_160", "student") == ("chunk_320", "student")
+    assert recipes.load("translate").origin("gru", "greedy_teacher") == ("gru", "teacher")
+    with pytest.raises(
+        UserError, match=r"teacher of variant 'gru' is the teacher of variant 'chunk_320'; .*undistilled"
+    ):
         train.main(["--model", "speech", "--variant", "gru", "--network", "teacher"])
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("greedy_teacher", "is the teacher of variant 'gru'"),
+        ("word_level", "what learns from the teacher is trained by"),
+    ],
+)
+def test_a_network_that_is_another_s_or_is_taught_is_not_trained_alone(network: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        train.main(["--model", "translate", "--network", network])
 
 
 @pytest.mark.parametrize("network", ["all", "teacher", "undistilled"])
@@ -74,7 +89,7 @@ def test_a_variant_that_borrows_its_networks_is_not_trained(network: str, monkey
         raise AssertionError("the origin's checkpoint would be overwritten")
 
     monkeypatch.setattr(train, "train_network", untouched)
-    with pytest.raises(UserError, match=r"is that of variant 'chunk_320'; train it with --variant chunk_320$"):
+    with pytest.raises(UserError, match=r"of variant 'chunk_320'; train it with --variant chunk_320 --network \w+$"):
         train.main(["--model", "speech", "--variant", "chunk_160", "--network", network])
 
 
@@ -83,9 +98,16 @@ def test_a_student_that_is_borrowed_is_distilled_where_it_belongs(tmp_path: Path
     items = Split({}, {}, np.arange(1))
     dataset = Dataset(items, items, items, "none", "none")
     for variant, origin in (("chunk_160", "chunk_320"), ("lstm_offline", "lstm")):
-        words = f"student of variant '{variant}' is that of variant '{origin}'.*optimize.distill --variant {origin}$"
+        words = f"the student of variant '{variant}' is .*distil it there with .*--variant {origin} --network student$"
         with pytest.raises(UserError, match=words):
             distill.distill(recipe, variant, dataset, tmp_path)
+
+
+def test_what_is_not_taught_is_not_distilled(tmp_path: Path) -> None:
+    items = Split({}, {}, np.arange(1))
+    dataset = Dataset(items, items, items, "none", "none")
+    with pytest.raises(UserError, match="has no undistilled to distil into; choose from student, word_level"):
+        distill.distill(recipes.load("translate"), "gru", dataset, tmp_path, network="undistilled")
 
 
 def test_a_network_of_no_variant_is_refused() -> None:

@@ -196,6 +196,18 @@ def test_a_student_is_distilled_from_a_teacher(dataset: Dataset, tmp_path: Path)
     assert outputs["score"].dtype == np.float32
 
 
+def test_words_alone_can_be_learnt_without_the_teacher_s_sentences(dataset: Dataset, tmp_path: Path) -> None:
+    def untouched(teacher: nn.Module, train: Split) -> Split:
+        raise AssertionError("a network that is not relabelled learns from the data as it is")
+
+    small = replace(dataset, validation=dataset.validation.take(slice(0, 3)), test=dataset.test.take(slice(0, 4)))
+    networks = {"teacher": tiny(), "word_level": replace(tiny(soft_weight=0.5, relabelled=False), distilled=True)}
+    made = replace(RECIPE, relabel=untouched, variants={"gru": replace(RECIPE.variants["gru"], networks=networks)})
+    teacher = train_network(made, "gru", "teacher", small, tmp_path)
+    sidecar = distill(made, "gru", small, tmp_path, network="word_level")
+    assert (sidecar.network, sidecar.teacher_sha256) == ("word_level", teacher.sha256)
+
+
 def test_the_whole_pipeline_takes_a_search(dataset: Dataset, tmp_path: Path) -> None:
     small = replace(dataset, validation=dataset.validation.take(slice(0, 16)), test=dataset.test.take(slice(0, 24)))
     settings = Training(epochs=6, batch_size=32, learning_rate=1e-2, average_decay=0.5)

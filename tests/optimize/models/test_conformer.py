@@ -161,7 +161,7 @@ def test_the_networks_have_the_promised_sizes() -> None:
 def test_variants_share_weights_and_differ_in_their_chunk() -> None:
     recipe = recipes.load("speech")
     sizes = {name: variant for name, variant in recipe.variants.items() if name.startswith("chunk_")}
-    assert {recipe.weights(name, "student") for name in sizes} == {"chunk_320"}
+    assert {recipe.origin(name, "student") for name in sizes} == {("chunk_320", "student")}
     for name, variant in sizes.items():
         samples = int(name.removeprefix("chunk_")) * 16
         assert variant.spec.inputs[0].shape == (samples,)
