@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from clients.signature import Signature, Tensor
 from loadtest import repeats
+from loadtest.cached_load import Load, counted
 from loadtest.prompts import Inputs, Prompts, Sighting, Sightings, zipf
-from loadtest.repeats import Load, counted
 from optimize.errors import UserError
 from optimize.specs import ServingSpec
 from serving.config import ServerConfig
