@@ -3,5 +3,6 @@
 locust -f loadtest/locustfile.py     load at a rate, thresholds decide the exit status
 python -m loadtest.capacity          the most real-time streams, or requests per second, that a server sustains
 python -m loadtest.streams           streams that go on for long, and streams that never end
+python -m loadtest.ab                the live version and its candidate: metric, latency, and which of them to keep
 python -m loadtest.bench             what serving costs, stage by stage
 """

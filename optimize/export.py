@@ -27,7 +27,7 @@ from optimize.quantize.method import PROFILES
 from optimize.report import Report
 
 OF_RECIPES = (
-    "model", "recipe", "variant", "data", "checkpoints", "threads", "distill", "retune", "device"
+    "model", "recipe", "variant", "data", "checkpoints", "threads", "distill", "retune", "device", "candidate"
 )  # fmt: skip
 OF_ONNX = ("states", "name", "lengths", "batch_axis", "chunk", "constant", "chunk_matters", "calibration")
 
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--artifacts", type=Path, default=Path("artifacts"), metavar="DIR", help="every stage's ONNX, reports"
     )
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    parser.add_argument(
+        "--candidate", action="store_true", help="serve it beside the live version: see python -m optimize.release"
+    )
     parser.add_argument("--rounds", type=int, default=200, metavar="N", help="timed calls of each stage (default: 200)")
     _add_onnx(parser)
     options = parser.parse_args(arguments)
@@ -71,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 retune=options.retune,
                 device=options.device,
                 profile=options.profile,
+                candidate=options.candidate,
                 data=options.data,
                 checkpoints=options.checkpoints,
                 artifacts=options.artifacts,
@@ -79,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ),
             progress,
         )
-    print_summary(report, options.artifacts)
+    print_summary(report, options.artifacts, "candidate" if options.candidate else "live")
 
 
-def print_summary(report: Report, artifacts: Path) -> None:
+def print_summary(report: Report, artifacts: Path, role: str = "live") -> None:
     """The stages as a table, the ratios, and where the rest is."""
     table = Table(
         "stage", "p50 ms", "p99 ms", "MB", report.stages[0].metric.name, title=f"{report.model}/{report.variant}"
@@ -96,7 +100,7 @@ def print_summary(report: Report, artifacts: Path) -> None:
     for label, ratio in report.comparisons.items():
         console.print(f"{ratio:6.2f}x {label}")
     if report.published:
-        console.print(f"live: {report.published.stage} as {report.published.path}")
+        console.print(f"{role}: {report.published.stage} as {report.published.path}")
     console.print(f"report: {artifacts / report.model / report.variant / 'report.html'}")
 
 

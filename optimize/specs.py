@@ -87,8 +87,9 @@ class ModelSpec:
     """The interface of one servable model.
 
     name: the Triton model's name. buckets: for a dynamic axis, the sizes to which clients pad (ascending); Triton
-    only batches requests of equal shape. max_batch: the most rows of one run. vocabulary: the SentencePiece file by
-    which texts become the numbers that the model reads and back, if it reads any; clients get it from the server.
+    only batches requests of equal shape. max_batch: the most rows of one run. vocabulary: the SentencePiece file or
+    Hugging Face tokenizer.json by which texts become the numbers that the model reads and back, if it reads any;
+    clients get it from the server.
     """
 
     name: str
@@ -172,6 +173,16 @@ class ServingSpec:
             raise SpecError(f"serving: kind is '{self.kind}'; expected 'cpu' or 'gpu'")
         if self.strategy not in ("oldest", "direct"):
             raise SpecError(f"serving: strategy is '{self.strategy}'; expected 'oldest' or 'direct'")
+
+
+def candidate_of(model: str) -> str:
+    """The name under which a model's candidate is served beside it; no other model can have such a name."""
+    return f"{model}.candidate"
+
+
+def is_candidate(model: str) -> bool:
+    """Whether this is the name of a candidate."""
+    return model.endswith(candidate_of(""))
 
 
 def _check_name(kind: str, name: str) -> None:

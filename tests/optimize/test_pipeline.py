@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from optimize import pipeline, recipes, repository
+from optimize import pipeline, recipes, version_folder
 from optimize.checkpoint import CheckpointError, load_checkpoint, path_of
 from optimize.distill import distill, is_current
 from optimize.errors import UserError
@@ -74,7 +74,8 @@ def test_every_stage_is_measured_and_the_model_published(report: Report, options
     assert all(stage.latency_ms.count == 20 for stage in report.stages)
     assert report.published is not None
     folder = Path(report.published.path)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "manifest.json", "model.onnx", "report.json"]
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"README.md", "config.pbtxt", "manifest.json", "model.onnx", "report.json"}
     described = json.loads((folder / "manifest.json").read_text())
     assert described["weights_sha256"].keys() == {"teacher", "student"}
     onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -115,8 +116,15 @@ def test_running_again_changes_nothing(recipe: Recipe, options: Options, report:
     assert again.published is not None
     assert again.published.sha256 == report.published.sha256
     assert again.published.version == report.published.version
-    assert repository.versions(options.model_repository / "sine") == [report.published.version]
+    assert version_folder.versions(options.model_repository / "sine") == [report.published.version]
     assert path_of(options.checkpoints, "sine", "gru", "student").read_bytes() == weights
+
+
+def test_a_candidate_is_published_beside(recipe: Recipe, options: Options, report: Report) -> None:
+    candidate = pipeline.run(recipe, None, replace(options, profile="throughput", candidate=True))
+    assert candidate.published is not None
+    assert candidate.published.path == str(options.model_repository / "sine.candidate/2")
+    assert version_folder.versions(options.model_repository / "sine") == [1]
 
 
 def test_a_failed_gate_publishes_nothing_but_reports(

@@ -16,11 +16,12 @@ import pytest
 import tritonclient.grpc
 from onnx import TensorProto, helper, numpy_helper
 
-from optimize import repository, rollout
-from optimize.repository import Published, PublishError, publish, recover, stale_configs, versions
+from optimize import rollout, version_folder
+from optimize.repository import Published, PublishError, publish, recover, stale_configs
 from optimize.specs import ModelSpec, ServingSpec, TensorSpec
 from optimize.triton_config import from_config, parse_text, to_config, to_text
 from optimize.validator import UnfitModelError
+from optimize.version_folder import versions
 from serving import running
 from serving.config import ServerConfig
 from serving.launcher import Server
@@ -64,6 +65,7 @@ def test_a_version_is_laid_out_as_triton_wants_it(tmp_path: Path) -> None:
     assert _snapshot(root) == {
         "scaled/config.pbtxt": to_text(to_config(SPEC, SERVING)).encode(),
         "scaled/1/model.onnx": model.read_bytes(),
+        "scaled/1/config.pbtxt": to_text(to_config(SPEC, SERVING)).encode(),
         "scaled/1/manifest.json": b"{}",
         "scaled/1/README.md": b"# card",
     }
@@ -112,7 +114,7 @@ def test_an_unfit_model_leaves_no_trace(tmp_path: Path) -> None:
     assert not (tmp_path / "r/scaled").exists()
 
 
-@pytest.mark.parametrize("name", ["../escape", "model.onnx", ".hidden", "a/b", ""])
+@pytest.mark.parametrize("name", ["../escape", "model.onnx", "config.pbtxt", ".hidden", "a/b", ""])
 def test_extra_files_have_plain_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(PublishError, match="another plain file name"):
         publish(tmp_path / "r", SPEC, SERVING, _scale(tmp_path / "m.onnx", 2.0), {name: b""})
@@ -167,7 +169,7 @@ def test_whenever_a_publisher_is_killed_the_next_one_mends_it(
         publish(root, SPEC, SERVING, _scale(tmp_path / "m.onnx", 2.0))
     before = _snapshot(root)
     model, changed = _scale(tmp_path / "new.onnx", 3.0), replace(SERVING, instances=2)
-    sync = repository._sync
+    sync = version_folder._sync
     steps = 0
     while True:
         left = steps
@@ -180,8 +182,8 @@ def test_whenever_a_publisher_is_killed_the_next_one_mends_it(
             sync(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(repository, "_sync", one_step)
-            patch.setattr(repository, "_recover", lambda folder: False)  # a killed process cleans up nothing
+            patch.setattr(version_folder, "_sync", one_step)
+            patch.setattr(version_folder, "recover", lambda folder: False)  # a killed process cleans up nothing
             try:
                 publish(root, SPEC, changed, model, {"manifest.json": b"{}"})
                 break
@@ -228,6 +230,8 @@ def test_stale_configs_are_named(tmp_path: Path) -> None:
     other = replace(SPEC, name="other")
     publish(tmp_path, SPEC, SERVING, _scale(tmp_path / "m.onnx", 2.0))
     assert stale_configs(tmp_path, [(SPEC, SERVING)]) == []
+    publish(tmp_path, SPEC, replace(SERVING, threads=2), _scale(tmp_path / "m.onnx", 2.0), candidate=True)
+    assert stale_configs(tmp_path, [(SPEC, SERVING)]) == [], "a candidate is nobody's to commit"
     [changed] = stale_configs(tmp_path, [(SPEC, replace(SERVING, threads=2))])
     assert changed.startswith("scaled: config.pbtxt is not what the recipe generates")
     missing, surplus = stale_configs(tmp_path, [(other, SERVING)])
@@ -326,7 +330,7 @@ def test_a_version_that_cannot_load_is_withdrawn(
     with monkeypatch.context() as patch:
         if damage == "bytes":
             model.write_bytes(model.read_bytes()[:60])
-            patch.setattr(repository, "check", lambda config, path: None)  # the validator would have found it
+            patch.setattr(version_folder, "check", lambda config, path: None)  # the validator would have found it
         with pytest.raises(PublishError, match="was withdrawn, what was published before keeps serving") as caught:
             publish(root, spec, replace(SERVING, instances=2), model)
     assert "\n" not in str(caught.value)
