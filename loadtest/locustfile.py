@@ -43,6 +43,16 @@ class HttpTranslator(OpenLoopUser):
     model = "translate"
 
 
+class GrpcValuer(OpenLoopUser):
+    protocol = "grpc"
+    model = "customer_value"
+
+
+class HttpValuer(OpenLoopUser):
+    protocol = "http"
+    model = "customer_value"
+
+
 class SpeechStreamer(StreamUser):
     model = "speech"
 

@@ -15,14 +15,18 @@ import numpy as np
 
 from clients.sentences import Wording, translates
 from clients.signature import Array, Signature
+from clients.value import Reading, values_customers
 from loadtest import audio
 from loadtest.invention import made_up
-from optimize.data import translation
+from optimize.data import shop, translation
+from optimize.data.clickstream import EVENT_TYPES, Clicks
 from optimize.data.dataset import find
 from optimize.data.electricity import FILE, HISTORY_HOURS, HORIZON_HOURS, history_features, read_csv, synthetic
 from optimize.errors import UserError
 
 Inputs = dict[str, Array]
+
+CUSTOMERS = 500  # made up for a load: 250,000 pairs of a review and clicks
 
 
 def forecast_requests(seed: int, data: Path | None = None) -> Iterator[Inputs]:
@@ -62,6 +66,24 @@ def _sentences(path: Path | None) -> list[str]:
     return list(dict.fromkeys(english for english, _ in translation.pairs(path)))
 
 
+def customer_requests(signature: Signature, seed: int) -> Iterator[Inputs]:
+    """What one made-up customer wrote with what another clicked, in random pairs."""
+    reading, random = Reading.of(signature), np.random.default_rng(seed)
+    reviews, clicks = _customers()
+    while True:
+        wrote, clicked = random.integers(len(reviews), size=2).tolist()
+        if reviews[wrote] or len(clicks[clicked].events):
+            yield reading.request(reviews[wrote], clicks[clicked])
+
+
+@cache
+def _customers() -> tuple[list[str], list[Clicks]]:
+    found = shop.customers(CUSTOMERS, seed=0)
+    return [one.review for one in found], [
+        Clicks.before(one.asked, one.times, one.events, EVENT_TYPES) for one in found
+    ]
+
+
 def requests_for(
     signature: Signature, seed: int, file: Path | None = None, recordings: Sequence[audio.Samples] = ()
 ) -> Iterator[Inputs]:
@@ -78,6 +100,8 @@ def requests_for(
         return forecast_requests(seed)
     if translates(signature) and signature.vocabulary:
         return sentence_requests(signature, seed)
+    if values_customers(signature) and signature.vocabulary:
+        return customer_requests(signature, seed)
     return made_up(signature, np.random.default_rng(seed), recordings)
 
 

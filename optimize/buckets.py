@@ -7,18 +7,17 @@ from optimize.specs import LENGTHS, ModelSpec
 
 
 def fitted(request: Arrays, spec: ModelSpec) -> Arrays:
-    """A request whose dynamic axes are cut to the smallest bucket that holds the longest of its ``lengths``.
+    """A request whose dynamic axes are cut to the smallest bucket that holds the longest of their lengths.
 
-    As it is, if the spec has no such input or no buckets.
+    Those of an axis are the input ``<axis>_lengths``, else ``lengths``; one that has neither, or no buckets, stays.
     """
-    if LENGTHS not in request or not spec.buckets:
-        return request
-    longest = int(request[LENGTHS].max())
     cut: Arrays = {}
     for tensor in spec.inputs:
         array = request[tensor.name]
         for axis, name in enumerate(tensor.shape, start=1):
-            if isinstance(name, str) and name in spec.buckets:
+            lengths = request.get(f"{name}_{LENGTHS}", request.get(LENGTHS))
+            if isinstance(name, str) and name in spec.buckets and lengths is not None:
+                longest = int(lengths.max())
                 size = next((size for size in spec.buckets[name] if size >= longest), array.shape[axis])
                 array = array[(slice(None),) * axis + (slice(size),)].copy()
         cut[tensor.name] = array

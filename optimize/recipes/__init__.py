@@ -24,7 +24,7 @@ from optimize.data.dataset import Arrays, Dataset, Split
 from optimize.errors import UserError
 from optimize.specs import ModelSpec, ServingSpec
 
-BUILT_IN = ("load_forecast", "speech", "translate")
+BUILT_IN = ("load_forecast", "speech", "translate", "customer_value")
 
 Tensors = dict[str, Tensor]
 

@@ -15,6 +15,7 @@ from optimize.data.electricity import synthetic, windows
 from optimize.data.subwords import END, VOCABULARY_FILE
 from optimize.data.translation import FILE
 from optimize.errors import UserError
+from optimize.recipes import customer_value
 
 
 @pytest.fixture
@@ -83,3 +84,32 @@ def test_a_translator_is_asked_the_sentences_of_the_data_that_it_can_take(
         assert request["source"][0, request["lengths"].item() - 1] == END
     texts = [wording.subwords.decode(request["source"][0].tolist()) for request in sent]
     assert set(texts[:2]) == set(texts[2:]) == {"no .", "run !"}
+
+
+def test_a_model_of_customer_value_is_asked_of_customers() -> None:
+    spec = customer_value.SPEC
+    signature = Signature(
+        "any",
+        "1",
+        tuple(
+            Tensor(
+                tensor.name,
+                {"int64": "INT64", "int32": "INT32", "float32": "FP32"}[tensor.dtype],
+                (-1, *(size if isinstance(size, int) else -1 for size in tensor.shape)),
+            )
+            for tensor in spec.inputs
+        ),
+        tuple(Tensor(tensor.name, "FP32", (-1, *map(int, tensor.shape))) for tensor in spec.outputs),
+        8,
+        labels={tensor.name: tensor.labels for tensor in (*spec.inputs, *spec.outputs) if tensor.labels},
+        buckets={"text": spec.buckets["text"], "events": spec.buckets["event"], "ages": spec.buckets["event"]},
+        vocabulary=spec.vocabulary,
+    )
+    sent = list(islice(requests_for(signature, 1), 40))
+    for request in sent:
+        signature.checked(request)
+        assert request["text"].shape[1] in spec.buckets["text"]
+        assert request["events"].shape[1] in spec.buckets["event"]
+        assert request["text_lengths"].item() + request["event_lengths"].item() > 0
+        assert (np.diff(request["ages"][0, : request["event_lengths"].item()]) <= 0).all()
+    assert len({request["ages"].tobytes() + request["text"].tobytes() for request in sent}) > 30

@@ -34,5 +34,21 @@ def test_the_smallest_bucket_that_holds_the_longest(lengths: list[int], width: i
 
 
 def test_without_lengths_a_request_is_as_it_is() -> None:
-    request: Arrays = {"source": np.zeros((1, 12), np.int64)}
-    assert fitted(request, SPEC) is request
+    request: Arrays = {"source": np.zeros((1, 12), np.int64), "extra": np.zeros((1, 9), np.int8)}
+    spec = ModelSpec("words", (SPEC.inputs[0], SPEC.inputs[2]), SPEC.outputs, buckets=SPEC.buckets)
+    assert fitted(request, spec)["source"] is request["source"]
+
+
+def test_axes_may_have_lengths_of_their_own() -> None:
+    names, sizes = ("text", "events"), ((4, 8), (2, 16))
+    spec = ModelSpec(
+        "both",
+        tuple(TensorSpec(name, "int64", (name,)) for name in names)
+        + tuple(TensorSpec(f"{name}_lengths", "int32", (1,)) for name in names),
+        SPEC.outputs,
+        buckets=dict(zip(names, sizes, strict=True)),
+    )
+    request: Arrays = {name: np.arange(32).reshape(2, 16) for name in names}
+    request |= {"text_lengths": np.array([[5], [3]], np.int32), "events_lengths": np.array([[0], [1]], np.int32)}
+    found = fitted(request, spec)
+    assert (found["text"].shape, found["events"].shape) == ((2, 8), (2, 2))
