@@ -158,7 +158,7 @@ def network(hidden: int, encoder: int, embedding: int, attention: int, dropout: 
     return Network(Translator, config, Training(bfloat16=True, **settings))  # type: ignore[arg-type]
 
 
-def student(**training: float) -> Network:
+def small(**training: float) -> Network:
     return network(256, 192, 128, 128, dropout=0.15, learning_rate=2e-3, **training)
 
 
@@ -200,14 +200,17 @@ RECIPE = Recipe(
                     weights_of="gru/teacher",
                     note="the teacher, writing the likeliest word at every step",
                 ),
-                "student": student(epochs=8, soft_weight=0.5),
-                # The student's settings, and as many batches, of fewer pairs.
-                "word_level": replace(
-                    student(epochs=12, soft_weight=0.5, relabelled=False),
+                "student": network(384, 256, 192, 192, dropout=0.2, epochs=10, learning_rate=1.5e-3, soft_weight=0.5),
+                "small_distilled": replace(
+                    small(epochs=8, soft_weight=0.5), distilled=True, note="distilled as the student is, half its size"
+                ),
+                # As many batches as of the pairs with the teacher's sentences, of fewer pairs.
+                "small_word_level": replace(
+                    small(epochs=12, soft_weight=0.5, relabelled=False),
                     distilled=True,
                     note="distilled from the teacher's distributions alone, without the sentences it writes",
                 ),
-                "undistilled": student(epochs=12),
+                "small_undistilled": small(epochs=12),
             },
         )
     },

@@ -75,7 +75,7 @@ def test_a_network_may_be_that_of_another_variant() -> None:
     ("network", "words"),
     [
         ("greedy_teacher", "is the teacher of variant 'gru'"),
-        ("word_level", "what learns from the teacher is trained by"),
+        ("small_word_level", "what learns from the teacher is trained by"),
     ],
 )
 def test_a_network_that_is_another_s_or_is_taught_is_not_trained_alone(network: str, words: str) -> None:
@@ -106,8 +106,8 @@ def test_a_student_that_is_borrowed_is_distilled_where_it_belongs(tmp_path: Path
 def test_what_is_not_taught_is_not_distilled(tmp_path: Path) -> None:
     items = Split({}, {}, np.arange(1))
     dataset = Dataset(items, items, items, "none", "none")
-    with pytest.raises(UserError, match="has no undistilled to distil into; choose from student, word_level"):
-        distill.distill(recipes.load("translate"), "gru", dataset, tmp_path, network="undistilled")
+    with pytest.raises(UserError, match="has no small_undistilled to distil into; choose from student, small_d"):
+        distill.distill(recipes.load("translate"), "gru", dataset, tmp_path, network="small_undistilled")
 
 
 def test_a_network_of_no_variant_is_refused() -> None:
