@@ -23,15 +23,20 @@ from clients.errors import (
     InvalidRequest,
     ModelNotFound,
     ModelNotReady,
+    NotRun,
     ServerError,
     ServerUnavailable,
     SessionLost,
+    TooManyStreams,
 )
+from clients.replay import Replay
+from clients.router import AsyncRouter, Router, Target
 from clients.session import AsyncSession, Session
 from clients.signature import Signature, Tensor
 
 __all__ = [
     "Answer",
+    "AsyncRouter",
     "AsyncSession",
     "Client",
     "ClientError",
@@ -41,13 +46,18 @@ __all__ = [
     "ModelNotFound",
     "ModelNotReady",
     "ModelVersion",
+    "NotRun",
     "ProtocolName",
+    "Replay",
+    "Router",
     "ServerError",
     "ServerUnavailable",
     "Session",
     "SessionLost",
     "Signature",
+    "Target",
     "Tensor",
+    "TooManyStreams",
     "aio",
     "connect",
 ]

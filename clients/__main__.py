@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-from clients import detokenize, forecast, tokenize, transcribe, translate
+from clients import access, classify, detokenize, forecast, tokenize, transcribe, translate, value
 from clients.client import REQUEST_DEADLINE_S
 from optimize.errors import UserError
 
@@ -18,6 +18,8 @@ COMMANDS = {
     "forecast": forecast,
     "transcribe": transcribe,
     "translate": translate,
+    "classify": classify,
+    "value": value,
     "tokenize": tokenize,
     "detokenize": detokenize,
 }
@@ -52,6 +54,7 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--url", "--address", default="", metavar="HOST:PORT", help="default: 127.0.0.1, the protocol's usual port"
     )
     server.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    access.add_arguments(server)
     server.add_argument(
         "--deadline",
         type=float,

@@ -10,9 +10,11 @@ other greenlets by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from clients.access import Access
 from clients.calls import Answer, AsyncStreamTransport, AsyncTransport, check_deadlines
 from clients.client import (
     CONNECT_DEADLINE_S,
@@ -23,6 +25,7 @@ from clients.client import (
 )
 from clients.conversation import Conversation, Conversations, ModelVersion
 from clients.errors import ClientError
+from clients.replay import Replay
 from clients.session import AsyncSession, needs_grpc
 from clients.signature import Array, Signature
 
@@ -44,7 +47,9 @@ class AsyncClient:
         """See ``Client.infer``."""
         return await self._run(self._conversations.infer(model, inputs, version), deadline_s)
 
-    def stream(self, model: str, *, version: str = "", deadline_s: float | None = None) -> AsyncSession:
+    def stream(
+        self, model: str, *, version: str = "", deadline_s: float | None = None, replay: bool | Replay = False
+    ) -> AsyncSession:
         """See ``Client.stream``: ``async with client.stream("speech") as session``."""
         deadline_s = self._request_deadline_s if deadline_s is None else deadline_s
         check_deadlines(deadline_s)
@@ -52,9 +57,10 @@ class AsyncClient:
             raise needs_grpc(self.address)
         return AsyncSession(
             self.address,
-            lambda: self._run(self._conversations.described(model, version), deadline_s),
+            lambda held: self._run(self._conversations.described(model, held or version), deadline_s),
             self._transport,
             deadline_s,
+            Replay.of(replay),
         )
 
     async def ready(self, model: str = "", *, version: str = "", deadline_s: float | None = None) -> bool:
@@ -103,19 +109,22 @@ async def connect(
     connect_deadline_s: float = CONNECT_DEADLINE_S,
     request_deadline_s: float = REQUEST_DEADLINE_S,
     connections: int = 100,
+    tls: bool | Path = False,
+    token: str = "",
 ) -> AsyncClient:
     """Connect, or raise ServerUnavailable within ``connect_deadline_s``; see ``clients.connect``."""
     address = checked_address(address, protocol)
     check_deadlines(connect_deadline_s, request_deadline_s)
+    access = Access(tls, token)
     transport: AsyncTransport
     if protocol == "grpc":
         from clients.grpc_transport import AsyncGrpcTransport
 
-        transport = AsyncGrpcTransport(address)
+        transport = AsyncGrpcTransport(address, access)
     else:
         from clients.http_transport import AsyncHttpTransport
 
-        transport = AsyncHttpTransport(address, connections)
+        transport = AsyncHttpTransport(address, connections, access)
     client = AsyncClient(transport, request_deadline_s)
     try:
         await client._run(client._conversations.hello(address, connect_deadline_s), connect_deadline_s)

@@ -66,7 +66,7 @@ class Chunk:
     """Run the model once, on the state that a sequence of requests left behind. Goes over a stream; see Reply.
 
     request: the id under which the reply comes back. sequence: which state, never 0. start: reset the state first.
-    end: let go of it afterwards.
+    end: let go of it afterwards. deadline_s: after which the server need not run it any more.
     """
 
     model: str
@@ -76,6 +76,7 @@ class Chunk:
     sequence: int
     start: bool
     end: bool
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
+from clients.access import Access
 from clients.calls import Answer, StreamTransport, Transport, check_deadlines
 from clients.conversation import Conversation, Conversations, ModelVersion
 from clients.errors import ClientError, DeadlineExceeded
+from clients.replay import Replay
 from clients.session import Session, needs_grpc
 from clients.signature import Array, Signature
 
@@ -52,12 +55,14 @@ class Client:
         """
         return self._run(self._conversations.infer(model, inputs, version), deadline_s)
 
-    def stream(self, model: str, *, version: str = "", deadline_s: float | None = None) -> Session:
+    def stream(
+        self, model: str, *, version: str = "", deadline_s: float | None = None, replay: bool | Replay = False
+    ) -> Session:
         """A session with a model that keeps state between requests, for use in ``with``. Needs gRPC.
 
         Entering asks the server for the model as it is now, and holds to that version. deadline_s: for that, and for
-        each chunk that names no deadline of its own. Raises any of ``clients.errors``, InvalidRequest where the model
-        keeps no state.
+        each chunk that names no deadline of its own. replay: keep the chunks and send them again when the stream is
+        lost (``clients.replay``). Raises any of ``clients.errors``, InvalidRequest where the model keeps no state.
         """
         deadline_s = self._request_deadline_s if deadline_s is None else deadline_s
         check_deadlines(deadline_s)
@@ -65,9 +70,10 @@ class Client:
             raise needs_grpc(self.address)
         return Session(
             self.address,
-            lambda: self._run(self._conversations.described(model, version), deadline_s),
+            lambda held: self._run(self._conversations.described(model, held or version), deadline_s),
             self._transport,
             deadline_s,
+            Replay.of(replay),
         )
 
     def ready(self, model: str = "", *, version: str = "", deadline_s: float | None = None) -> bool:
@@ -116,23 +122,27 @@ def connect(
     connect_deadline_s: float = CONNECT_DEADLINE_S,
     request_deadline_s: float = REQUEST_DEADLINE_S,
     connections: int = 1,
+    tls: bool | Path = False,
+    token: str = "",
 ) -> Client:
     """Connect to a running server, or raise ServerUnavailable within ``connect_deadline_s``.
 
     address: HOST:PORT; empty is this machine with the protocol's usual port. connections: over HTTP, how many
-    requests may overlap (from greenlets of one thread); gRPC needs but one.
+    requests may overlap (from greenlets of one thread); gRPC needs but one. tls: True, or a PEM file of the
+    certificates to trust instead of this machine's. token: sent with every request, over TLS only.
     """
     address = checked_address(address, protocol)
     check_deadlines(connect_deadline_s, request_deadline_s)
+    access = Access(tls, token)
     transport: Transport
     if protocol == "grpc":
         from clients.grpc_transport import GrpcTransport
 
-        transport = GrpcTransport(address)
+        transport = GrpcTransport(address, access)
     else:
         from clients.http_transport import HttpTransport
 
-        transport = HttpTransport(address, connect_deadline_s, connections)
+        transport = HttpTransport(address, connect_deadline_s, connections, access)
     client = Client(transport, request_deadline_s)
     try:
         client._run(client._conversations.hello(address, connect_deadline_s), connect_deadline_s)

@@ -5,13 +5,16 @@
     ├── ModelNotFound       the server knows no such model or version
     ├── ModelNotReady       it knows the model but has not loaded it, or is shutting down
     ├── ServerUnavailable   nobody answers at the address, or the server takes no more work; the request did not run
+    │   └── TooManyStreams  the model has as many streams as it may; no new one was begun
     ├── ConnectionLost      the server went away in the middle; the request may have run or not
     ├── SessionLost         the state that a session's chunks built up is gone; the session cannot go on
     ├── DeadlineExceeded    no answer in time; the request may still be running
+    │   └── NotRun          the server saw the deadline pass before its turn came, and did not run it
     └── ServerError         the server failed, or answered something other than it promised
 
-The first four say that the model did not run, so asking again is safe; after the others it is safe only for a model
-without state. The client itself never sends a request twice. What each means to a session: see ``clients.session``.
+The first four and NotRun say that the model did not run, so asking again is safe; after the others it is safe only for
+a model without state. The client itself never sends a request twice, but for a session with ``replay``. What each means
+to a session: see ``clients.session``.
 """
 
 from __future__ import annotations
@@ -39,6 +42,10 @@ class ServerUnavailable(ClientError, ConnectionError):
     """Nobody answers at the address, or the server turns work away. The request was not run."""
 
 
+class TooManyStreams(ServerUnavailable):
+    """The model has as many streams as it may have, and none that has been silent for long enough."""
+
+
 class ConnectionLost(ClientError, ConnectionError):
     """The connection broke after the request was sent. It may have run or not."""
 
@@ -56,6 +63,13 @@ class SessionLost(ClientError, ConnectionError):
 
 class DeadlineExceeded(ClientError, TimeoutError):
     """The answer did not come in time. The request may still be running."""
+
+
+class NotRun(DeadlineExceeded):
+    """The deadline passed while the request waited in the server, which did not run it. A stream's state is as before.
+
+    It may be sent again.
+    """
 
 
 class ServerError(ClientError):

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clients import json_body
+from clients import access, json_body
 from clients.client import CONNECT_DEADLINE_S, connect
 from clients.signature import Array
 from optimize.data.electricity import (
@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
         protocol=options.protocol,
         connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
         request_deadline_s=options.deadline,
+        **access.arguments(options),
     ) as client:
         answer = client.infer(options.model, window.request(), version=options.model_version)
     demand = answer.outputs.get("forecast")

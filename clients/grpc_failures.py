@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tritonclient.utils import InferenceServerException
 
 from clients.calls import Call, Chunk
@@ -10,8 +12,10 @@ from clients.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
+    NotRun,
     ServerError,
     ServerUnavailable,
+    TooManyStreams,
 )
 from clients.transport import late, lost, refused, unreachable
 
@@ -20,6 +24,12 @@ _KINDS: dict[str, type[ClientError]] = {
     "NOT_FOUND": ModelNotFound,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAVAILABLE": ServerUnavailable,
+}
+
+# What the onnxruntime backend says of requests that it turns away, status UNAVAILABLE.
+NOT_RUN: dict[str, type[ClientError]] = {
+    r"no room for another stream": TooManyStreams,
+    r"the deadline of .* has passed": NotRun,
 }
 
 # gRPC has one status, UNAVAILABLE, for three things; only its words tell them apart.
@@ -40,4 +50,6 @@ def failure(error: InferenceServerException, call: Call | Chunk, address: str, d
         return unreachable(address, why)
     if kind is ServerUnavailable and any(phrase in said for phrase in _BROKEN):
         return lost(call, address, said)
+    if kind is ServerUnavailable:
+        kind = next((found for words, found in NOT_RUN.items() if re.search(words, said)), kind)
     return refused(call, address, kind, said)

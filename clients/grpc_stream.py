@@ -9,9 +9,12 @@ On a stream Triton reports a request's failure by words alone, without a status,
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import re
 import threading
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +34,7 @@ from clients.errors import (
     ServerUnavailable,
     SessionLost,
 )
-from clients.grpc_failures import failure
+from clients.grpc_failures import NOT_RUN, failure
 from clients.signature import DATATYPES
 from clients.transport import answer, late, one_line, refused
 
@@ -39,10 +42,11 @@ CLOSE_S = 0.2  # for a stream that owes no answer to end of itself; then it is c
 
 # In this order. A failure that fits none is taken for the server's, which claims less than "your request is wrong".
 _WORDS: list[tuple[re.Pattern[str], type[ClientError]]] = [
-    (re.compile(r"no such stream|must specify the START flag"), SessionLost),
+    (re.compile(r"no such stream|must specify the START flag|not healthy"), SessionLost),
     (re.compile(r"unknown model|is not found|no available versions|not at ready state|' is not ready"), ModelNotFound),
-    (re.compile(r"maximum queue size|no room for another stream"), ServerUnavailable),
-    (re.compile(r"Failed to process|the model failed|not healthy|[Ii]nternal"), ServerError),
+    *((re.compile(words), kind) for words, kind in NOT_RUN.items()),
+    (re.compile(r"maximum queue size"), ServerUnavailable),
+    (re.compile(r"Failed to process|the model failed|[Ii]nternal"), ServerError),
     (re.compile(r"\b(inputs?|expected|unexpected|shape|must|batch-size|conflicts)\b"), InvalidRequest),
 ]
 
@@ -52,14 +56,15 @@ _Item = Reply | ClientError  # a reply, or how the stream ended
 class GrpcStream:
     """Sync. Costs two threads while open: gRPC's, which sends, and one that reads, so that waiting can end in time."""
 
-    def __init__(self, channel: grpc.Channel, address: str) -> None:
+    def __init__(self, channel: grpc.Channel, address: str, headers: Mapping[str, str]) -> None:
         self._address = address
         self._requests: queue.Queue[Any] = queue.Queue()
         self._received: queue.Queue[Any] = queue.Queue()  # messages, then how the stream ended: code and details
         self._chunk: Chunk | None = None
         self._owed = 0
         requests = iter(self._requests.get, None)
-        self._call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(requests)
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._call = stub.ModelStreamInfer(requests, metadata=tuple(headers.items()))
         self._reader = threading.Thread(target=self._read, name="clients.GrpcStream", daemon=True)
         self._reader.start()
 
@@ -101,11 +106,12 @@ class GrpcStream:
 class AsyncGrpcStream:
     """The same on asyncio: one task for each chunk that is under way."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, address: str, headers: Mapping[str, str]) -> None:
         self._address = address
         self._chunk: Chunk | None = None
         self._exchange: asyncio.Task[_Item] | None = None
-        self._call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._call = stub.ModelStreamInfer(metadata=tuple(headers.items()))
 
     def put(self, chunk: Chunk) -> None:
         self._chunk = chunk
@@ -151,6 +157,9 @@ def _request(chunk: Chunk) -> Any:
     message.parameters["sequence_id"].int64_param = chunk.sequence
     message.parameters["sequence_start"].bool_param = chunk.start
     message.parameters["sequence_end"].bool_param = chunk.end
+    if chunk.deadline_s is not None:  # by this machine's clock, which the server compares only with itself
+        message.parameters["timeout"].int64_param = math.ceil(chunk.deadline_s * 1e6)
+        message.parameters["sent_us"].int64_param = time.monotonic_ns() // 1000
     for name, array in chunk.inputs.items():
         message.inputs.add(name=name, datatype=DATATYPES[np.dtype(array.dtype)], shape=array.shape)
         raw = serialize_byte_tensor(array).item() if array.dtype == np.object_ and array.size else array.tobytes()

@@ -15,6 +15,7 @@ import tritonclient.grpc as triton
 from google.protobuf.json_format import MessageToJson
 from tritonclient.utils import InferenceServerException
 
+from clients.access import PLAIN, Access
 from clients.calls import Call, Config, Infer, Statistics
 from clients.errors import ClientError
 from clients.grpc_failures import failure
@@ -34,9 +35,12 @@ _CHANNEL_OPTIONS = [
 class GrpcTransport:
     """Sync, over one channel."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access = PLAIN) -> None:
         self.address = address
-        self._client: Any = triton.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+        self._headers, self._credentials = access.headers, _credentials(access)
+        self._client: Any = triton.InferenceServerClient(
+            address, creds=self._credentials, channel_args=_CHANNEL_OPTIONS
+        )
         self._streams: grpc.Channel | None = None
         self._opening = threading.Lock()
 
@@ -44,7 +48,7 @@ class GrpcTransport:
         self._check_open()
         method, arguments = invocation(call, triton.InferInput)
         try:
-            result = getattr(self._client, method)(**arguments, client_timeout=deadline_s)
+            result = getattr(self._client, method)(**arguments, headers=self._headers, client_timeout=deadline_s)
         except InferenceServerException as error:
             raise failure(error, call, self.address, deadline_s) from None
         return _reply(result, call, self.address)
@@ -53,8 +57,8 @@ class GrpcTransport:
         self._check_open()
         with self._opening:
             if self._streams is None:
-                self._streams = grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-        return GrpcStream(self._streams, self.address)
+                self._streams = _channel(grpc, self.address, self._credentials)
+        return GrpcStream(self._streams, self.address, self._headers)
 
     def close(self) -> None:
         if self._streams is not None:
@@ -72,30 +76,44 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """The same on asyncio. Belongs to the event loop that is running when it is made."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access = PLAIN) -> None:
         import tritonclient.grpc.aio as triton_aio  # not at the top: it must stay out of gevent programs
 
         self.address = address
-        self._client = triton_aio.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+        self._headers, self._credentials = access.headers, _credentials(access)
+        self._client = triton_aio.InferenceServerClient(address, creds=self._credentials, channel_args=_CHANNEL_OPTIONS)
         self._streams: grpc.aio.Channel | None = None
 
     async def send(self, call: Call, deadline_s: float) -> Any:
         method, arguments = invocation(call, triton.InferInput)
         try:
-            result = await getattr(self._client, method)(**arguments, client_timeout=deadline_s)
+            result = await getattr(self._client, method)(**arguments, headers=self._headers, client_timeout=deadline_s)
         except InferenceServerException as error:
             raise failure(error, call, self.address, deadline_s) from None
         return _reply(result, call, self.address)
 
     def stream(self) -> AsyncGrpcStream:
         if self._streams is None:
-            self._streams = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-        return AsyncGrpcStream(self._streams, self.address)
+            self._streams = _channel(grpc.aio, self.address, self._credentials)
+        return AsyncGrpcStream(self._streams, self.address, self._headers)
 
     async def close(self) -> None:
         if self._streams is not None:
             await self._streams.close()
         await self._client.close()
+
+
+def _credentials(access: Access) -> grpc.ChannelCredentials | None:
+    if not access.tls:
+        return None
+    return grpc.ssl_channel_credentials(access.authorities.read_bytes() if access.authorities else None)
+
+
+def _channel(kind: Any, address: str, credentials: grpc.ChannelCredentials | None) -> Any:
+    """kind: the module grpc, or grpc.aio."""
+    if credentials is None:
+        return kind.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return kind.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
 
 
 def _reply(result: Any, call: Call, address: str) -> Any:

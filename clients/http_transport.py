@@ -8,6 +8,7 @@ that made it.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from http.client import HTTPException
 from typing import Any
 
@@ -16,6 +17,7 @@ import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
+from clients.access import PLAIN, Access
 from clients.calls import Call, Infer, Statistics, subject
 from clients.errors import (
     ClientError,
@@ -29,12 +31,16 @@ from clients.transport import answer, invocation, late, lost, one_line, refused,
 
 _KINDS: dict[str, type[ClientError]] = {
     "400": InvalidRequest,
+    "401": InvalidRequest,
     "404": ModelNotFound,
+    "413": InvalidRequest,
+    "429": ServerUnavailable,
     "502": ServerUnavailable,
     "503": ServerUnavailable,
     "504": DeadlineExceeded,
 }
 
+_WAS_SENT = "ended in the middle"  # a proxy's words (serving/front_door/nginx_config.py) for a server that died
 _CUT_SHORT = ("connection closed", "Incomplete response")  # geventhttpclient's words; the type is any parse error's
 _BROKEN = (HTTPConnectionClosed, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
@@ -42,10 +48,16 @@ _BROKEN = (HTTPConnectionClosed, ConnectionResetError, ConnectionAbortedError, B
 class HttpTransport:
     """Sync. connections: how many requests may be under way at once, from greenlets of one thread."""
 
-    def __init__(self, address: str, connect_deadline_s: float, connections: int) -> None:
+    def __init__(self, address: str, connect_deadline_s: float, connections: int, access: Access = PLAIN) -> None:
         self.address = address
+        self._headers = access.headers
         self._client = triton.InferenceServerClient(
-            address, concurrency=connections, connection_timeout=connect_deadline_s, network_timeout=None
+            address,
+            concurrency=connections,
+            connection_timeout=connect_deadline_s,
+            network_timeout=None,
+            ssl=bool(access.tls),
+            ssl_options={"ca_certs": str(access.authorities)} if access.authorities else None,
         )
 
     def send(self, call: Call, deadline_s: float) -> Any:
@@ -53,7 +65,7 @@ class HttpTransport:
         timeout = gevent.Timeout(deadline_s)  # of the whole exchange; a socket's timeout starts anew with every read
         try:
             with timeout:
-                result = getattr(self._client, method)(**arguments)
+                result = getattr(self._client, method)(**arguments, headers=self._headers)
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
@@ -69,7 +81,7 @@ class HttpTransport:
 class AsyncHttpTransport:
     """The same on asyncio. Belongs to the event loop that is running when it is made."""
 
-    def __init__(self, address: str, connections: int) -> None:
+    def __init__(self, address: str, connections: int, access: Access = PLAIN) -> None:
         import aiohttp  # not at the top: sync programs need no aiohttp
         import tritonclient.http.aio as triton_aio
 
@@ -77,13 +89,20 @@ class AsyncHttpTransport:
         self._failures = (aiohttp.ClientError, InferenceServerException, OSError, ValueError, LookupError)
         self._unconnected = aiohttp.ClientConnectorError
         self._broken = (aiohttp.ServerConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientOSError, *_BROKEN)
-        self._client = triton_aio.InferenceServerClient(address, conn_limit=connections, conn_timeout=None)
+        self._headers = access.headers
+        self._client = triton_aio.InferenceServerClient(
+            address,
+            conn_limit=connections,
+            conn_timeout=None,
+            ssl=bool(access.tls),
+            ssl_context=ssl.create_default_context(cafile=access.authorities) if access.tls else None,
+        )
 
     async def send(self, call: Call, deadline_s: float) -> Any:
         method, arguments = invocation(call, triton.InferInput)
         try:
             async with asyncio.timeout(deadline_s):
-                result = await getattr(self._client, method)(**arguments)
+                result = await getattr(self._client, method)(**arguments, headers=self._headers)
         except TimeoutError:
             raise late(call, self.address, deadline_s) from None
         except self._unconnected as error:
@@ -112,6 +131,8 @@ def _failure(
 ) -> ClientError:
     if isinstance(error, InferenceServerException):
         kind, said = _KINDS.get(str(error.status()), ServerError), error.message() or "no reason given"
+        if _WAS_SENT in said:
+            return lost(call, address, said)
         return late(call, address, deadline_s) if kind is DeadlineExceeded else refused(call, address, kind, said)
     why = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, broken) or (isinstance(error, HTTPException) and why.startswith(_CUT_SHORT)):

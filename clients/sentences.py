@@ -3,6 +3,8 @@
     wording = Wording.of(client.signature("translate"))
     answer = client.infer("translate", wording.request([wording.encode("I love this book.", "sentence 1")]))
     wording.translations(answer.outputs, answer.version)      # [Translation("j'adore ce livre .", ...)]
+
+How texts are written as numbers is ``texts.Reading``'s business.
 """
 
 from __future__ import annotations

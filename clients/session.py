@@ -19,7 +19,12 @@ What each error means to the session:
                                   sending it again then is a SessionLost
     DeadlineExceeded              the answer is only late. ``receive`` waits for it anew; until it is there nothing
                                   more can be sent, so no answer is ever missed
-    SessionLost                   the state is gone; open a new session. ``answered`` answers stand
+    NotRun                        what ``receive`` may find then: the server saw the deadline pass before the chunk's
+                                  turn came, and dropped it; the state has not moved, and the chunk may be sent again.
+                                  First and last chunks are run however late they are
+    SessionLost                   the state is gone; open a new session. ``answered`` answers stand. With ``replay``
+                                  (``clients.replay``) the session mends itself and raises this only where it cannot
+    TooManyStreams                the model has as many streams as it may: the first chunk may be sent again
     ServerUnavailable             nobody was there to begin with: open a new session later. Or the server has too much
                                   to do: the session is open, and the chunk may be sent again
 
@@ -29,34 +34,23 @@ refused; ``close`` may be called by any. Different sessions of one client are in
 
 from __future__ import annotations
 
-import secrets
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from clients.calls import (
     Answer,
     AsyncStream,
     AsyncStreamTransport,
-    Chunk,
-    Reply,
     Stream,
     StreamTransport,
     check_deadlines,
 )
-from clients.chunk import named
-from clients.errors import (
-    ClientError,
-    ConnectionLost,
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    ModelNotReady,
-    SessionLost,
-)
+from clients.errors import ClientError, SessionLost
+from clients.ledger import Ledger
+from clients.replay import Ask, Reopen, Replay, Step, Wait, repeat
 from clients.signature import Array, Signature
 
 T = TypeVar("T")
@@ -66,13 +60,19 @@ class Session:
     """See the module; made by ``Client.stream`` and open inside ``with``."""
 
     def __init__(
-        self, address: str, describe: Callable[[], Signature], transport: StreamTransport, deadline_s: float
+        self,
+        address: str,
+        describe: Callable[[str], Signature],
+        transport: StreamTransport,
+        deadline_s: float,
+        replay: Replay | None = None,
     ) -> None:
         self._address = address
         self._describe = describe
         self._transport = transport
         self._deadline_s = deadline_s
-        self._opened: tuple[_Ledger, Stream] | None = None
+        self._replay = replay
+        self._opened: tuple[Ledger, Stream] | None = None
 
     @property
     def signature(self) -> Signature:
@@ -107,7 +107,7 @@ class Session:
         _check_unopened(self._opened)
         stream = self._transport.stream()  # connects while the server is asked for the model
         try:
-            ledger = _Ledger(self._address, self._describe())
+            ledger = Ledger(self._address, self._describe(""), _kept(self._replay))
         except BaseException:
             stream.close()
             raise
@@ -123,16 +123,51 @@ class Session:
         ledger, stream = _opened(self._opened)
         with ledger.turn():
             deadline_s = self._checked(deadline_s)
-            stream.put(ledger.sent(inputs, end))
+            stream.put(ledger.sent(inputs, end, deadline_s))
             return self._take(ledger, stream, deadline_s)
 
-    def _take(self, ledger: _Ledger, stream: Stream, deadline_s: float) -> Answer:
+    def _take(self, ledger: Ledger, stream: Stream, deadline_s: float) -> Answer:
         ledger.check_owed()
         try:
-            reply = stream.take(deadline_s)
-        except ClientError as error:
-            raise ledger.ended(error) from None
-        return ledger.received(reply)
+            try:
+                reply = stream.take(deadline_s)
+            except ClientError as error:
+                raise ledger.ended(error) from None
+            return ledger.received(reply)
+        except SessionLost as lost:
+            return self._begin_again(ledger, lost)
+
+    def _begin_again(self, ledger: Ledger, lost: SessionLost) -> Answer:
+        conversation = repeat(ledger, lost, self._replay)
+        try:
+            step = next(conversation)
+            while True:
+                try:
+                    reply = self._make(step)
+                except ClientError as error:
+                    step = conversation.throw(error)
+                else:
+                    step = conversation.send(reply)
+        except StopIteration as finished:
+            answer: Answer = finished.value
+            return answer
+
+    def _make(self, step: Step) -> Any:
+        ledger, stream = _opened(self._opened)
+        match step:
+            case Wait(seconds):
+                time.sleep(seconds)
+                return None
+            case Ask(chunk, deadline_s):
+                stream.put(chunk)
+                return stream.take(deadline_s)
+            case Reopen(version):
+                stream.close()
+                stream = self._transport.stream()
+                self._opened = ledger, stream
+                if ledger.closed:  # by another thread, which saw only the old stream
+                    stream.close()
+                return self._describe(version)
 
     def _checked(self, deadline_s: float | None) -> float:
         deadline_s = self._deadline_s if deadline_s is None else deadline_s
@@ -146,15 +181,17 @@ class AsyncSession:
     def __init__(
         self,
         address: str,
-        describe: Callable[[], Awaitable[Signature]],
+        describe: Callable[[str], Awaitable[Signature]],
         transport: AsyncStreamTransport,
         deadline_s: float,
+        replay: Replay | None = None,
     ) -> None:
         self._address = address
         self._describe = describe
         self._transport = transport
         self._deadline_s = deadline_s
-        self._opened: tuple[_Ledger, AsyncStream] | None = None
+        self._replay = replay
+        self._opened: tuple[Ledger, AsyncStream] | None = None
 
     @property
     def signature(self) -> Signature:
@@ -189,7 +226,7 @@ class AsyncSession:
         _check_unopened(self._opened)
         stream = self._transport.stream()
         try:
-            ledger = _Ledger(self._address, await self._describe())
+            ledger = Ledger(self._address, await self._describe(""), _kept(self._replay))
         except BaseException:
             await stream.close()
             raise
@@ -205,16 +242,51 @@ class AsyncSession:
         ledger, stream = _opened(self._opened)
         with ledger.turn():
             deadline_s = self._checked(deadline_s)
-            stream.put(ledger.sent(inputs, end))
+            stream.put(ledger.sent(inputs, end, deadline_s))
             return await self._take(ledger, stream, deadline_s)
 
-    async def _take(self, ledger: _Ledger, stream: AsyncStream, deadline_s: float) -> Answer:
+    async def _take(self, ledger: Ledger, stream: AsyncStream, deadline_s: float) -> Answer:
         ledger.check_owed()
         try:
-            reply = await stream.take(deadline_s)
-        except ClientError as error:
-            raise ledger.ended(error) from None
-        return ledger.received(reply)
+            try:
+                reply = await stream.take(deadline_s)
+            except ClientError as error:
+                raise ledger.ended(error) from None
+            return ledger.received(reply)
+        except SessionLost as lost:
+            return await self._begin_again(ledger, lost)
+
+    async def _begin_again(self, ledger: Ledger, lost: SessionLost) -> Answer:
+        conversation = repeat(ledger, lost, self._replay)
+        try:
+            step = next(conversation)
+            while True:
+                try:
+                    reply = await self._make(step)
+                except ClientError as error:
+                    step = conversation.throw(error)
+                else:
+                    step = conversation.send(reply)
+        except StopIteration as finished:
+            answer: Answer = finished.value
+            return answer
+
+    async def _make(self, step: Step) -> Any:
+        ledger, stream = _opened(self._opened)
+        match step:
+            case Wait(seconds):
+                await asyncio.sleep(seconds)
+                return None
+            case Ask(chunk, deadline_s):
+                stream.put(chunk)
+                return await stream.take(deadline_s)
+            case Reopen(version):
+                await stream.close()
+                stream = self._transport.stream()
+                self._opened = ledger, stream
+                if ledger.closed:
+                    await stream.close()
+                return await self._describe(version)
 
     def _checked(self, deadline_s: float | None) -> float:
         deadline_s = self._deadline_s if deadline_s is None else deadline_s
@@ -227,126 +299,14 @@ def needs_grpc(address: str) -> ClientError:
     return ClientError(f"{address}: streaming sessions need gRPC; connect with protocol='grpc', usually to port 8001")
 
 
-@dataclass
-class _Ledger:
-    """What was sent and answered, and what may come next: the rules of a session, free of input and output.
-
-    START goes with every chunk until one has been answered: a first chunk that the server refused has started nothing,
-    or a state without a past, which START resets.
-    """
-
-    address: str
-    signature: Signature
-    sequence: int = field(default_factory=lambda: 1 + secrets.randbelow(2**63 - 1))
-    answered: int = 0
-    _sent: int = 0
-    _owed: Chunk | None = None
-    _over: str = ""
-    _in_use: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        if self.signature.idle_limit_s is None:
-            raise InvalidRequest(
-                f"model '{self.signature.model}' at {self.address} keeps no state between requests, so there is "
-                "nothing to stream; ask it with infer()"
-            )
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Held while a chunk is sent and awaited. Raises ClientError if someone else holds it."""
-        if not self._in_use.acquire(blocking=False):
-            raise ClientError(f"{self._name()} is in use by another thread or task; give each stream its own session")
-        try:
-            yield
-        finally:
-            self._in_use.release()
-
-    def sent(self, inputs: Mapping[str, Array] | Array, end: bool) -> Chunk:
-        """The chunk to send next. Raises InvalidRequest for inputs that the model cannot take."""
-        self._check_open()
-        if self._owed is not None:
-            raise ClientError(
-                f"{self._name()}: chunk {self.answered + 1} is still unanswered; take its answer with receive() before "
-                "sending more"
-            )
-        checked = self.signature.checked(named(self.signature, inputs))
-        rows = self.signature.rows(checked)
-        if rows not in (1, None):
-            raise InvalidRequest(
-                f"{self._name()} is one stream, so every input has 1 row, but {rows} came; open one session for each"
-            )
-        self._sent += 1
-        request, model, version = f"{self.sequence}-{self._sent}", self.signature.model, self.signature.version
-        self._owed = Chunk(model, version, checked, request, self.sequence, start=self.answered == 0, end=end)
-        return self._owed
-
-    def check_owed(self) -> None:
-        """Raise ClientError unless an answer is to come."""
-        self._check_open()
-        if self._owed is None:
-            raise ClientError(f"{self._name()}: every chunk has been answered; send another one first")
-
-    def received(self, reply: Reply) -> Answer:
-        """The answer to the chunk that is owed one. Raises what the server said instead of it."""
-        chunk, self._owed = self._owed, None
-        assert chunk is not None
-        if reply.request != chunk.request:
-            raise self._lost(f"the answer to request '{reply.request}' came where '{chunk.request}' was asked")
-        match reply.said:
-            case SessionLost() as error:
-                raise self._lost(str(error))
-            case ModelNotFound() | ModelNotReady() as error if self.answered:  # its version went, and the state with it
-                raise self._lost(str(error))
-            case ClientError() as error:
-                raise error
-            case answer:
-                self.signature.check_answer(answer.outputs, 1)
-                self.answered += 1
-                if chunk.end and not self._over:  # another thread may have closed it meanwhile
-                    self._over = "is finished"
-                return answer
-
-    def ended(self, error: ClientError) -> ClientError:
-        """What to raise where no reply came: the answer is late, or the stream has ended with that error."""
-        if self._over:  # closed meanwhile, by another thread or task
-            return ClientError(f"{self._name()} {self._over} before chunk {self.answered + 1} was answered")
-        if isinstance(error, DeadlineExceeded):
-            return DeadlineExceeded(f"{error}; receive() waits for chunk {self.answered + 1} anew")
-        if self.answered or isinstance(error, ConnectionLost):
-            return self._lost(str(error))
-        self._over = "never opened"
-        return error
-
-    def close(self) -> bool:
-        """False if it was closed before."""
-        if self._over == "was closed":
-            return False
-        self._over = "was closed"
-        return True
-
-    def _lost(self, why: str) -> SessionLost:
-        self._over = "was lost"
-        return SessionLost(
-            f"{self._name()} is lost after {self.answered} answered chunks: {why.rstrip('.')}. The server keeps a "
-            f"silent stream {self.signature.idle_limit_s:g} s and none through a restart; open a new one with "
-            f"stream('{self.signature.model}') and begin with what was not answered",
-            self.answered,
-        )
-
-    def _check_open(self) -> None:
-        if self._over:
-            raise ClientError(
-                f"{self._name()} {self._over}; open a new one with stream('{self.signature.model}') to send more"
-            )
-
-    def _name(self) -> str:
-        return f"stream {self.sequence} of model '{self.signature.model}' at {self.address}"
-
-
 def _opened(opened: T | None) -> T:
     if opened is None:
         raise ClientError("the session is not open; use it inside 'with client.stream(...) as session'")
     return opened
+
+
+def _kept(replay: Replay | None) -> int:
+    return replay.chunks if replay is not None else 0
 
 
 def _check_unopened(opened: object) -> None:

@@ -1,4 +1,4 @@
-"""Turn sentences into the body of a translation request, for programs without this client.
+"""Turn sentences into the body of a request to a model that reads texts, for programs without this client.
 
     python -m clients tokenize "I love this book." |
         curl -s --data @- localhost:8000/v2/models/translate/infer | python -m clients detokenize
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from clients import json_body
-from clients.sentences import Wording
+from clients.texts import Reading
 from clients.translate import add_text_arguments, connected, given
 from optimize.errors import UserError
 
@@ -21,8 +21,8 @@ add_arguments = add_text_arguments
 def run(options: argparse.Namespace) -> None:
     """Print one request for all the sentences. Raises UserError."""
     with connected(options) as client:
-        wording = Wording.of(client.signature(options.model))
-    rows = [wording.encode(sentence.text, sentence.name) for sentence in given(options.text)]
-    if not 1 <= len(rows) <= wording.max_batch:
-        raise UserError(f"model '{wording.model}' takes 1 to {wording.max_batch} sentences a request, got {len(rows)}")
-    print(json_body.encode(wording.request(rows)))
+        reading = Reading.of(client.signature(options.model))
+    rows = [reading.encode(sentence.text, sentence.name) for sentence in given(options.text)]
+    if not 1 <= len(rows) <= reading.max_batch:
+        raise UserError(f"model '{reading.model}' takes 1 to {reading.max_batch} sentences a request, got {len(rows)}")
+    print(json_body.encode(reading.request(rows)))

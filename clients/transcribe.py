@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clients import access
 from clients.client import CONNECT_DEADLINE_S, Client, connect
 from clients.errors import ClientError, ModelNotFound, ModelNotReady
 from clients.listening import Heard, NotSpeech, chunk_samples, ended_on_failure, hear, summary, transcript
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
         protocol=options.protocol,
         connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
         request_deadline_s=options.deadline,
+        **access.arguments(options),
     ) as client:
         model = choose(client, options.model, options.chunk_ms)
         with client.stream(model) as session, ended_on_failure(session):

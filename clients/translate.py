@@ -14,13 +14,14 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from clients import access
 from clients.client import CONNECT_DEADLINE_S, Client, connect
 from clients.sentences import Translation, Wording
+from clients.texts import answers
 from optimize.data.subwords import normalise
 from optimize.errors import UserError
 
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the translations that the command line asks for. Raises UserError."""
     with connected(options) as client:
         wording = Wording.of(client.signature(options.model))
-        for block in _blocks(options.text, wording.max_batch):
+        for block in blocks(options.text, wording.max_batch):
             for answered in translate(client, wording, block):
                 print(_as_json(answered, wording) if options.json else _as_text(answered), flush=True)
 
@@ -74,16 +75,11 @@ def translate(client: Client, wording: Wording, sentences: Iterable[Sentence]) -
         for index, sentence in enumerate(sentences)
         if normalise(sentence.text) or not sentence.line
     }
-    answers = {index: Answered(sentence, None, 0.0) for index, sentence in enumerate(sentences)}
-    by_bucket = sorted(encoded, key=lambda index: wording.bucket(encoded[index]))
-    for _, group in itertools.groupby(by_bucket, key=lambda index: wording.bucket(encoded[index])):
-        for places in batched(group, wording.max_batch):
-            begin = time.perf_counter()
-            answer = client.infer(wording.model, wording.request([encoded[index] for index in places]))
-            latency_ms = 1e3 * (time.perf_counter() - begin)
-            for index, found in zip(places, wording.translations(answer.outputs, answer.version), strict=True):
-                answers[index] = Answered(sentences[index], found, latency_ms)
-    return list(answers.values())
+    answered = {index: Answered(sentence, None, 0.0) for index, sentence in enumerate(sentences)}
+    for places, answer, latency_ms in answers(client, wording, encoded):
+        for index, found in zip(places, wording.translations(answer.outputs, answer.version), strict=True):
+            answered[index] = Answered(sentences[index], found, latency_ms)
+    return list(answered.values())
 
 
 def connected(options: argparse.Namespace) -> Client:
@@ -93,6 +89,7 @@ def connected(options: argparse.Namespace) -> Client:
         protocol=options.protocol,
         connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
         request_deadline_s=options.deadline,
+        **access.arguments(options),
     )
 
 
@@ -113,13 +110,7 @@ def lines(stream: BinaryIO) -> Iterator[Sentence]:
         yield Sentence(f"line {number}", text, line=True)
 
 
-def batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _blocks(texts: list[str], size: int) -> Iterator[list[Sentence]]:
+def blocks(texts: list[str], size: int) -> Iterator[list[Sentence]]:
     """What is asked for together: everything, or so many lines; at a terminal each line as it is typed."""
     sentences = given(texts)
     if texts != [STANDARD_INPUT]:

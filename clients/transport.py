@@ -19,12 +19,14 @@ from clients.errors import (
     InvalidRequest,
     ModelNotFound,
     ModelNotReady,
+    NotRun,
     ServerError,
     ServerUnavailable,
+    TooManyStreams,
 )
 from clients.signature import DATATYPES, Array
 
-# Triton answers "not found" for all three; its words tell a wrong name from a model that is not loaded now.
+# Triton answers "not found", or by gRPC "unavailable"; its words tell a wrong name from a model that is not loaded now.
 _NOT_READY = ("has no available versions", "is not at ready state", "is not ready")
 
 
@@ -65,13 +67,15 @@ def answer(model: str, version: str, result: Any, names: list[str], address: str
 def refused(call: Call | Chunk, address: str, kind: type[ClientError], said: str) -> ClientError:
     """The server itself declined or failed; its words are kept."""
     said = one_line(said).removeprefix("[request id: <id_unknown>] ")
-    if kind is ModelNotFound and any(phrase in said for phrase in _NOT_READY):
+    if kind in (ModelNotFound, ServerUnavailable) and any(phrase in said for phrase in _NOT_READY):
         kind = ModelNotReady
     advice = {
         InvalidRequest: "",
         ModelNotFound: "; the models it serves are listed by Client.models()",
         ModelNotReady: "; it is not loaded, or the server is shutting down",
         ServerUnavailable: "; it takes no more work now, ask again later",
+        TooManyStreams: "",
+        NotRun: "",
     }.get(kind, "; see the server's log")
     return kind(f"{address}, asked for {subject(call)}: {said.rstrip('.')}{advice}")
 

@@ -102,7 +102,7 @@ async def run(
         statistics.close()
         chunk = shape.inputs(shape.split(samples)[0])
         tally, numbers = _Tally(), count()
-        # The backend's room for states grows until it holds two streams a slot: only then should memory stay.
+        # The backend's room for states grows until every slot was used: only then should memory stay.
         warm = min(2 * slots, streams // 2)
 
         async def lane(place: int) -> None:

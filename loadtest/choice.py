@@ -1,15 +1,17 @@
 """Which of a locustfile's users run when none was named: those whose model the server has.
 
-    environment.user_classes = chosen(environment.user_classes, served("127.0.0.1:8001"))
+    environment.user_classes = chosen(environment.user_classes, served(options))
 
 Apart from the hooks into locust, whose import patches the whole process.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Protocol, TypeVar
 
 import clients
+from clients import access
 
 
 class Kind(Protocol):
@@ -22,10 +24,10 @@ class Kind(Protocol):
 K = TypeVar("K", bound=Kind)
 
 
-def served(address: str) -> set[str]:
-    """The models of the server there; none if it does not answer: the users will say why."""
+def served(options: argparse.Namespace) -> set[str]:
+    """The models of the server that the options name; none if it does not answer: the users will say why."""
     try:
-        with clients.connect(address) as client:
+        with clients.connect(options.grpc_address, **access.arguments(options)) as client:
             return {entry.model for entry in client.models()}
     except clients.ClientError:
         return set()

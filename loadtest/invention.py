@@ -14,7 +14,8 @@ import numpy as np
 from clients.signature import ANY_SIZE, DTYPES, Array, Signature, Tensor
 from loadtest import audio
 from loadtest.chunks import LENGTHS
-from optimize.data.subwords import END, Subwords
+from optimize.data import texts
+from optimize.data.subwords import END
 from optimize.errors import UserError
 
 Inputs = dict[str, Array]
@@ -96,5 +97,5 @@ def _values(
 def _ids(signature: Signature) -> tuple[int, int]:
     """The first and the one after the last."""
     if signature.vocabulary:
-        return END + 1, Subwords.parse(signature.vocabulary, f"vocabulary of model '{signature.model}'").size
+        return END + 1, texts.parse(signature.vocabulary, f"vocabulary of model '{signature.model}'").size
     return 0, min((len(labels) for labels in signature.labels.values()), default=SMALL_IDS)

@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 from locust.runners import WorkerRunner
 
+from clients import access
 from clients.client import DEFAULT_ADDRESS
 from loadtest import command, thresholds
 from loadtest.choice import chosen, served
@@ -25,7 +26,7 @@ def register(events: Any, recorder: Recorder) -> None:
     def choose(environment: Any, **_: Any) -> None:
         gevent.get_hub().loop.update_now()  # its clock stood still during the imports, and --run-time is set next
         if not environment.parsed_options.user_classes:  # none was named
-            environment.user_classes = chosen(environment.user_classes, served(environment.parsed_options.grpc_address))
+            environment.user_classes = chosen(environment.user_classes, served(environment.parsed_options))
 
     def finish(environment: Any, **_: Any) -> None:
         if isinstance(environment.runner, WorkerRunner) or environment.process_exit_code is not None:
@@ -79,6 +80,7 @@ def add_arguments(parser: Any) -> None:
     add("--max-in-flight", type=command.count, default=128, metavar="N", help=in_flight)
     add("--grpc-address", default=DEFAULT_ADDRESS["grpc"], metavar="HOST:PORT", help="not --host; %(default)s")
     add("--http-address", default=DEFAULT_ADDRESS["http"], metavar="HOST:PORT", help="%(default)s")
+    access.add_arguments(load)
     utterances = "mean length of what a real-time stream says before it begins anew, 0: no end; %(default)s"
     add("--utterance", type=command.not_negative, default=10.0, metavar="SECONDS", help=utterances)
     add("--summary-json", type=_new_file, default=None, metavar="FILE", help="write the summary there")

@@ -74,8 +74,10 @@ class ServerStatistics:
         config = self._transport.send(Config(self._model, ""), DEADLINE_S)
         instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", [{}]))
         oldest = config.get("sequence_batching", {}).get("oldest")
-        per_instance = (oldest or {}).get("max_candidate_sequences") if oldest is not None else config["max_batch_size"]
-        return instances * int(per_instance or 1)
+        if oldest is None:
+            return instances * int(config["max_batch_size"] or 1)
+        given = config.get("parameters", {}).get("max_streams", {}).get("string_value")
+        return instances * int(given or oldest.get("max_candidate_sequences") or 1)
 
     def close(self) -> None:
         self._transport.close()

@@ -18,6 +18,7 @@ import gevent
 from locust import User, task
 
 import clients
+from clients import access
 from clients.errors import ClientError
 from loadtest import audio
 from loadtest.chunks import ChunkShape, Speaker
@@ -67,7 +68,11 @@ class StreamUser(User):
 
     def _prepare(self) -> tuple[Speaker, float]:
         try:
-            self._client = clients.connect(self._options.grpc_address, request_deadline_s=self._options.deadline)
+            self._client = clients.connect(
+                self._options.grpc_address,
+                request_deadline_s=self._options.deadline,
+                **access.arguments(self._options),
+            )
             shape = ChunkShape.of(self._client.signature(self.model))
             with self._client.stream(self.model) as session:  # uncounted: connections, first-time costs
                 session.finish(Speaker(shape, audio.bursts(), 0, self._seat).next()[0])

@@ -24,6 +24,7 @@ from gevent.pool import Group
 from locust import User, task
 
 import clients
+from clients import access
 from loadtest.pacing import ARRIVALS, OpenLoop, Outcome, skip_past
 from loadtest.results import Recorder
 from loadtest.workloads import Inputs, requests_for
@@ -102,6 +103,7 @@ class OpenLoopUser(User):
                 protocol=self.protocol,
                 request_deadline_s=self._options.deadline,
                 connections=self._options.max_in_flight,
+                **access.arguments(self._options),
             )
             self._requests = self.workload(self._client.signature(self.model), self._seat)
             for _ in range(WARM_UP_REQUESTS):

@@ -26,6 +26,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from optimize.specs import STATE_PREFIX, ModelSpec, ServingSpec, SpecError, StateSpec, TensorSpec
 
 BACKEND = "onnxruntime"
+# Streams beyond max_streams that Triton hands over, so that the backend can refuse them: what Triton does not take it
+# lets wait without a word. It remembers each that was refused for the idle limit, with an initial state.
+REFUSED_STREAMS = 1024
 MODEL_FILENAME = "model.onnx"
 CONFIG_FILENAME = "config.pbtxt"
 HEADER = """\
@@ -155,6 +158,8 @@ def _parameters(spec: ModelSpec, serving: ServingSpec) -> dict[str, str]:
         parameters[f"buckets.{axis}"] = ",".join(str(size) for size in sizes)
     if spec.states and serving.opening_cache_mb:
         parameters["opening_cache_mb"] = str(serving.opening_cache_mb)
+    if spec.states and serving.strategy == "oldest":
+        parameters["max_streams"] = str(serving.max_streams)
     if spec.vocabulary:
         parameters["vocabulary"] = base64.b64encode(spec.vocabulary).decode()
     return parameters
@@ -171,7 +176,7 @@ def _add_sequence_batching(config: pb.ModelConfig, spec: ModelSpec, serving: Ser
     batching = config.sequence_batching
     batching.max_sequence_idle_microseconds = serving.idle_us
     if serving.strategy == "oldest":
-        batching.oldest.max_candidate_sequences = serving.max_streams
+        batching.oldest.max_candidate_sequences = serving.max_streams + REFUSED_STREAMS
         batching.oldest.preferred_batch_size.extend(serving.preferred_batch)
         batching.oldest.max_queue_delay_microseconds = serving.queue_delay_us
     else:
@@ -236,7 +241,7 @@ def _serving_spec(config: pb.ModelConfig) -> ServingSpec:
         return replace(serving, strategy="direct", queue_delay_us=batching.direct.max_queue_delay_microseconds)
     return replace(
         serving,
-        max_streams=batching.oldest.max_candidate_sequences,
+        max_streams=int(_texts(config)["max_streams"]),
         preferred_batch=tuple(batching.oldest.preferred_batch_size),
         queue_delay_us=batching.oldest.max_queue_delay_microseconds,
     )

@@ -16,7 +16,10 @@ class ServerConfig:
 
     A port of 0 lets the operating system choose a free one. tritonserver: the program to run; by default the one on
     PATH, else the one of the nvidia-pytriton wheel. cache_mb: size of the response cache in MiB, 0 for none; only
-    models whose config.pbtxt asks for it use it. verbose: copy Triton's log to stderr.
+    models whose config.pbtxt asks for it use it. verbose: copy Triton's log to stderr. health_port: where /live and
+    /ready answer on this machine, None for nowhere. run_limit_s: how long one execution of a model may take before its
+    worker counts as hanging, and is replaced. trace_file: where traces go once ``python -m serving.trace`` has switched
+    them on; None: they cannot be.
     """
 
     model_repository: Path = Path("model_repository")
@@ -29,6 +32,9 @@ class ServerConfig:
     verbose: bool = False
     start_timeout_s: float = 180.0
     drain_timeout_s: int = 30
+    health_port: int | None = None
+    run_limit_s: float = 60.0
+    trace_file: Path | None = None
 
     def __post_init__(self) -> None:
         for name, option in PORT_OPTIONS.items():
@@ -40,5 +46,9 @@ class ServerConfig:
             raise UserError(
                 f"--http-port, --grpc-port and --metrics-port must differ, got {', '.join(map(str, chosen))}"
             )
+        if self.health_port is not None and not 0 <= self.health_port <= 65535:
+            raise UserError(f"--health-port is {self.health_port}; expected 0 (any free port) to 65535")
+        if not self.run_limit_s > 0:
+            raise UserError(f"--run-limit-s is {self.run_limit_s:g}; expected more than 0")
         if self.cache_mb < 0:
             raise UserError(f"--cache-mb is {self.cache_mb}; expected 0 (no cache) or more")

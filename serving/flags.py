@@ -20,6 +20,9 @@ _GRPC_RECORDS = 65_536
 # A model's worker imports ONNX Runtime and warms up before it answers; on a busy machine the default 30 s is short.
 _STUB_TIMEOUT_S = 120
 
+# Of nv_inference_request_summary_us and its like, over the last minute; each with the error that is allowed.
+_QUANTILES = "0.5:0.05,0.95:0.005,0.99:0.001"
+
 
 def command_line(
     config: ServerConfig, installation: Installation, ports: Ports, models: Sequence[str], server_id: str, key: str
@@ -49,11 +52,16 @@ def command_line(
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
         f"--exit-timeout-secs={config.drain_timeout_s}",
+        "--metrics-config=summary_latencies=true",
+        f"--metrics-config=summary_quantiles={_QUANTILES}",
         *_directory("--backend-directory", installation.backends),
         *_directory("--cache-directory", installation.caches),
     ]
     if config.cache_mb:
         command.append(f"--cache-config=local,size={config.cache_mb * 2**20}")
+    if config.trace_file is not None:  # off until `python -m serving.trace` asks; the file cannot be named later
+        command.append(f"--trace-config=triton,file={config.trace_file.resolve()}")
+        command.append("--trace-config=level=OFF")
     if installation.embedded:
         command.append(f"--backend-config=python,shm-region-prefix-name={server_id}_")
         command.append(f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _TIMEOUT_S = 5.0
+_LOAD_TIMEOUT_S = 600.0  # a large model on a busy machine
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ def is_ready(address: str) -> bool:
     return _request(address, "GET", "/v2/health/ready") is not None
 
 
+def is_live(address: str) -> bool:
+    """Whether the server answers at all."""
+    return _request(address, "GET", "/v2/health/live") is not None
+
+
+def model_config(address: str, model: str) -> dict[str, Any] | None:
+    """The configuration under which the model is loaded; None if it is not."""
+    config: dict[str, Any] | None = _request(address, "GET", f"/v2/models/{model}/config")
+    return config
+
+
 def accepts(address: str) -> bool:
     """Whether something listens at ``address`` ("host:port")."""
     host, _, port = address.rpartition(":")
@@ -54,17 +66,46 @@ def loaded_models(address: str, headers: dict[str, str]) -> list[LoadedModel]:
     ]
 
 
-def _request(address: str, method: str, path: str, headers: dict[str, str] | None = None) -> Any:
-    """The decoded answer ({} for an empty one), or None when there is no answer or it is an error."""
-    connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_S)
+def reload(address: str, headers: dict[str, str], model: str) -> str | None:
+    """Unload the model and load it again, since Triton takes no load of what it believes to serve for another one.
+
+    Returns None, or what went wrong. headers: as above.
+    """
+    for what in ("unload", "load"):
+        said = exchange(address, "POST", f"/v2/repository/models/{model}/{what}", headers, timeout_s=_LOAD_TIMEOUT_S)
+        if said is None:
+            return f"no answer to {what}"
+        if said[0] != 200:
+            return f"{what}: {said[1]}"
+    return None
+
+
+def exchange(
+    address: str,
+    method: str,
+    path: str,
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+    timeout_s: float = _TIMEOUT_S,
+) -> tuple[int, str] | None:
+    """Status and text of the answer; None when there is none."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
-        connection.request(method, path, headers=headers or {})
+        connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            return None
-        return json.loads(body) if body else {}
-    except (OSError, http.client.HTTPException, ValueError):
+        return response.status, response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
+
+
+def _request(address: str, method: str, path: str, headers: dict[str, str] | None = None) -> Any:
+    """The decoded answer ({} for an empty one), or None when there is no answer or it is an error."""
+    said = exchange(address, method, path, headers)
+    if said is None or said[0] != 200:
+        return None
+    try:
+        return json.loads(said[1]) if said[1] else {}
+    except ValueError:
+        return None

@@ -23,7 +23,11 @@ from typing import Self
 from optimize.errors import UserError
 from serving import failures, flags, health, installation, inventory, leftovers, lifeline, ports, running
 from serving.config import PORT_OPTIONS, ServerConfig
+from serving.heartbeats import ENVIRONMENT, Heartbeats
+from serving.probes import Probes
 from serving.stopping import StopRequests
+from serving.watchman import Watchman
+from serving.worker_metrics import WorkerMetrics
 
 _POLL_S = 0.05
 _ATTEMPTS = 3  # when somebody takes a port that the system had just chosen for us
@@ -53,6 +57,9 @@ class Server:
         self._workspace: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._record: running.RunningServer | None = None
+        self._heartbeats: Heartbeats | None = None
+        self.watchman: Watchman | None = None
+        self.probes: Probes | None = None
         self._log_shown = 0
 
     @property
@@ -82,6 +89,11 @@ class Server:
         return self.record.pid
 
     @property
+    def running(self) -> bool:
+        """Whether it was started, and Triton has not ended since."""
+        return self._record is not None and self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> Path:
         """Triton's log: removed when the server stops as asked, kept when it fails."""
         assert self._workspace is not None, "the server was not started"
@@ -105,15 +117,24 @@ class Server:
 
     def watch(self, until: Callable[[], bool]) -> None:
         """Return when ``until`` says True; raises UserError if Triton ends before that."""
-        assert self._process is not None, "the server is not running"
         while not until():
-            self._show_log()
-            if self._process.poll() is not None:
-                raise UserError(f"Triton ended while serving: {self._last_words()}")
+            self.check()
             time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raises UserError if Triton has ended."""
+        assert self._process is not None, "the server is not running"
+        self._show_log()
+        if self._process.poll() is not None:
+            raise UserError(f"Triton ended while serving: {self._last_words()}")
 
     def stop(self, keep_log: bool = False) -> None:
         """Let Triton finish the requests it has, then end it and all it started. Does nothing the second time."""
+        if self.probes is not None:
+            self.probes.close()
+            self.probes = None
+        if self.watchman is not None:
+            self.watchman.stop()
         if self._record is not None:
             running.unregister(self._record)
             self._record = None
@@ -145,10 +166,12 @@ class Server:
             program = installation.find(self.config.tritonserver, self._workspace)
             chosen = ports.choose(self.config)
             command = flags.command_line(self.config, program, chosen, models, self._workspace.name, self._key)
-            self._launch(command, program.environment)
+            self._heartbeats = Heartbeats(self._workspace.name)
+            self._launch(command, program.environment | {ENVIRONMENT: self._heartbeats.prefix})
             at = {name: ports.reachable(self.config.host, port) for name, port in vars(chosen).items()}
             self._wait_until_ready(at["http_port"], [at["grpc_port"], at["metrics_port"]], cancelled)
             self._announce(at)
+            self._guard(program.embedded)
         except BaseException as error:
             self.stop(keep_log=isinstance(error, UserError) and self._process is not None)
             raise
@@ -203,11 +226,36 @@ class Server:
         running.register(self._record)
         self.models = health.loaded_models(self.http, self._record.http_headers)
 
+    def _guard(self, embedded: bool) -> None:
+        """Watch the workers, which only the embedded server has, and answer probes."""
+        if embedded:
+            assert self._heartbeats is not None
+            self.watchman = Watchman(self._heartbeats, self._reload, self.config.run_limit_s)
+            self.watchman.start()
+        if self.config.health_port is not None:
+            page = None
+            if self.watchman is not None:
+                assert self._workspace is not None
+                page = WorkerMetrics(self._workspace.name, self.watchman.losses).page
+            self.probes = Probes(self.config.health_port, self.record.http, self._served, self.watchman, page)
+
+    def _served(self) -> list[str]:
+        record = self._record
+        models = health.loaded_models(record.http, record.http_headers) if record is not None else []
+        return sorted({model.name for model in models if model.state == "READY"})
+
+    def _reload(self, model: str, attempt: int) -> str | None:
+        record = self._record
+        if record is None or (attempt == 1 and model not in self._served()):
+            return None  # the server stops, or somebody has unloaded it
+        return health.reload(record.http, record.http_headers, model)
+
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()
-        try:
-            process.wait(self.config.drain_timeout_s + _GRACE_S)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + self.config.drain_timeout_s + _GRACE_S
+        while process.poll() is None and time.monotonic() < deadline and not self._waits_for_the_dead():
+            time.sleep(_POLL_S)
+        if process.poll() is None:
             self.kill()
             process.wait()
         # Workers notice the death of a killed server by themselves, and are helped if they do not.
@@ -216,6 +264,16 @@ class Server:
             time.sleep(_POLL_S)
         self.kill()
         self._show_log()
+
+    def _waits_for_the_dead(self) -> bool:
+        """Whether Triton only waits for a model whose worker was lost with requests: those it keeps for ever.
+
+        All workers have ended then, which they do after the last answer.
+        """
+        if self.watchman is None or not self.watchman.losses:
+            return False
+        assert self._heartbeats is not None
+        return not self._heartbeats.read()
 
     def _last_words(self) -> str:
         assert self._process is not None

@@ -28,9 +28,9 @@ def new_workspace() -> Path:
     return workspace
 
 
-def open_log(workspace: Path) -> IO[bytes]:
+def open_log(workspace: Path, name: str = LOG_NAME) -> IO[bytes]:
     """The log, new and locked until every process that inherits it has ended."""
-    log = (workspace / LOG_NAME).open("wb")
+    log = (workspace / name).open("wb")
     fcntl.flock(log, fcntl.LOCK_EX)
     return log
 
@@ -39,17 +39,23 @@ def remove(workspace: Path, keep_log: bool = False) -> None:
     """Delete the workspace and the shared memory of its server, which must have ended."""
     for region in _SHARED_MEMORY.glob(f"{workspace.name}_*"):
         region.unlink(missing_ok=True)
-    shutil.rmtree(workspace / "backends" if keep_log else workspace, ignore_errors=True)
+    for entry in _without_logs(workspace) if keep_log else [workspace]:
+        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def sweep() -> None:
     """Remove what killed servers of this user have left. Logs kept on purpose stay."""
     for workspace in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
-            if workspace.stat().st_uid != os.getuid() or not (workspace / "backends").is_dir():
+            if workspace.stat().st_uid != os.getuid() or not _without_logs(workspace):
                 continue
-            with (workspace / LOG_NAME).open("rb") as log:
+            with next(workspace.glob("*.log"), workspace / LOG_NAME).open("rb") as log:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remove(workspace)
         except OSError:  # locked: its server lives; or gone, or not yet complete
             continue
+
+
+def _without_logs(workspace: Path) -> list[Path]:
+    """What else is in it: nothing, where only a log was kept on purpose."""
+    return [entry for entry in workspace.iterdir() if entry.suffix != ".log"]

@@ -11,6 +11,7 @@ What it does instead with the n-th message of a stream (counted from 0, over all
     fail       answers with an error of its own        misname    answers under another request's id
     hold       waits for ``released`` first            shrink     leaves the output out
     no model   answers that the model is gone          full       answers that it has too many streams
+    late       answers that it was not run             die        loses every state, and says so as of a dead worker
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.seen: list[dict[str, Any]] = []
         self.totals: dict[int, float] = {}
         self.released = threading.Event()
+        self.undescribed: tuple[Any, str] | None = None  # the status with which it refuses to describe its model
         self.streams_open = 0
         self.closed = threading.Condition()
 
@@ -43,6 +45,8 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         return pb.ServerLiveResponse(live=True)
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:
+        if self.undescribed is not None:
+            context.abort(*self.undescribed)
         if request.name not in ("totals", "plain"):
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         tensor = {"datatype": "FP32", "shape": [-1, 1]}
@@ -71,6 +75,8 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                         "version": request.model_version,
                         **{name: request.parameters["sequence_" + name].bool_param for name in ("start", "end")},
                         "sequence": request.parameters["sequence_id"].int64_param,
+                        "timeout": request.parameters["timeout"].int64_param,
+                        "sent": request.parameters["sent_us"].int64_param,
                     }
                 )
                 match fault:
@@ -78,7 +84,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                         return
                     case "abort":
                         context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-                    case "forget":
+                    case "forget" | "die":
                         self.totals.clear()
                     case "hold":
                         self.released.wait()
@@ -102,6 +108,8 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             "refuse": "input 'x': expected a finite value, got 1e30",
             "fail": "the model failed: out of memory",
             "full": "no room for another stream: 2 are open and none was idle for more than 10 s; try again later",
+            "late": "the deadline of 0.1 s has passed: the request waited 2 s and was not run; so send it again",
+            "die": "Stub process 'totals_0_0' is not healthy.",
             "no model": "Request for unknown model: 'totals' version 3 is not found",
         }
         if seen["end"] and fault in refusals:

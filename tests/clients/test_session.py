@@ -160,7 +160,8 @@ def test_wrong_inputs_are_not_sent(server: ScriptedTriton, act: Act, inputs: dic
     [
         ("refuse", clients.InvalidRequest, r"asked for model 'totals': input 'x': expected a finite value, got 1e30$"),
         ("fail", clients.ServerError, "the model failed: out of memory; see the server's log"),
-        ("full", clients.ServerUnavailable, "no room for another stream: .* ask again later"),
+        ("full", clients.TooManyStreams, "no room for another stream: 2 are open .*; try again later$"),
+        ("late", clients.NotRun, "the deadline of 0.1 s has passed: .* was not run; .* send it again$"),
     ],
 )
 def test_a_refused_chunk_leaves_the_session_open(

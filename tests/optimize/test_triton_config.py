@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimize.specs import DTYPES, ModelSpec, ServingSpec, SpecError, StateSpec, TensorSpec
-from optimize.triton_config import HEADER, effective, from_config, parse_text, to_config, to_text
+from optimize.triton_config import HEADER, REFUSED_STREAMS, effective, from_config, parse_text, to_config, to_text
 
 FORECAST = ModelSpec(
     name="load_forecast",
@@ -156,7 +156,8 @@ def test_a_model_with_states_is_served_as_sequences() -> None:
     batching = config.sequence_batching
     assert config.WhichOneof("scheduling_choice") == "sequence_batching"
     assert [tensor.name for tensor in config.input] == ["pcm"]
-    assert batching.oldest.max_candidate_sequences == 100
+    assert batching.oldest.max_candidate_sequences == 100 + REFUSED_STREAMS
+    assert config.parameters["max_streams"].string_value == "100"
     assert batching.max_sequence_idle_microseconds == 5_000_000
     assert [(state.input_name, state.output_name, [*state.dims]) for state in batching.state] == [
         ("state_hidden", "next_state_hidden", [2, 256]),

@@ -46,12 +46,20 @@ class InferenceRequest:
     stream: int | str = 0
     starts: bool = False
     ends: bool = False
+    timeout_us: int = 0
+    parameters_json: str = "{}"
 
     def correlation_id(self) -> int | str:
         return self.stream
 
     def flags(self) -> int:
         return 1 * self.starts + 2 * self.ends
+
+    def timeout(self) -> int:
+        return self.timeout_us
+
+    def parameters(self) -> str:
+        return self.parameters_json
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self.arrays.items()]

@@ -28,6 +28,7 @@ def loaded(backend: ModuleType, tmp_path: Path, model: TinyModel, kind: str = "C
             "model_config": json.dumps(config),
             "model_repository": str(folder),
             "model_version": "1",
+            "model_instance_name": f"{model.spec.name}_0_0",
             "model_instance_kind": kind,
             "model_instance_device_id": "0",
         }

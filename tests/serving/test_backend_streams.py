@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ class Instance:
 
     def __init__(self, backend: ModuleType, tmp_path: Path) -> None:
         Logger.warnings.clear()
-        self.model = loaded(backend, tmp_path, tiny_models.listen(serving=ServingSpec(max_streams=4)))
+        self.model = loaded(backend, tmp_path, tiny_models.listen(serving=ServingSpec(max_streams=8)))
         assert Logger.warnings == []  # the warm-up ran
         self.now = 0.0
         self.model._streams._clock = lambda: self.now
@@ -193,11 +194,11 @@ def test_the_guilty_one_of_a_failed_run_is_found_and_all_states_are_right(instan
 
 
 def test_a_start_above_the_limit_is_refused_at_once(instance: Instance) -> None:
-    """Twice the streams that Triton may have at once, since it frees a slot a little earlier."""
     started = instance.execute(*(ask(stream, stream, "S") for stream in range(1, 10)))
     assert [response.error is None for response in started] == [True] * 8 + [False]
     assert error_of(started[8]).code == TritonError.UNAVAILABLE
     assert "8 are open" in error_of(started[8]).message
+    assert "raise the model's max_streams" in error_of(started[8]).message
     instance.execute(ask(1, 1, "E"))
     assert instance.level(ask(9, 3, "S")) == alone(3)[0]
     assert instance.level(ask(8, 3)) == alone(8, 3)[1]
@@ -219,6 +220,24 @@ def test_bad_requests_are_no_silence(instance: Instance) -> None:
         instance.now += 9.0
         instance.execute(broken(ask(1, 4), pcm=np.ones((1, 15), np.int16)))
     assert instance.level(ask(1, 3)) == alone(5, 3)[1]
+
+
+def test_a_request_beyond_its_deadline_is_not_run_and_may_come_again(instance: Instance) -> None:
+    now_us = time.monotonic_ns() // 1000
+    instance.execute(ask(1, 5, "S"), ask(2, 5, "S"))
+    instance.execute(due(ask(1, 6), now_us), ask(2, 6))
+    late, good = instance.execute(due(ask(1, 7), now_us - 10**9), ask(2, 7))
+    assert error_of(late).code == TritonError.UNAVAILABLE
+    assert error_of(late).message.startswith("the deadline of 10 s has passed: the request waited 1e+03 s and was not")
+    assert level(good) == alone(5, 6, 7)[2]
+    assert instance.runs == [2, 2, 1]
+    assert instance.level(due(ask(1, 7), now_us)) == alone(5, 6, 7)[2]
+    assert instance.level(due(ask(1, 8, "E"), now_us - 10**9)) == alone(5, 6, 7, 8)[3]
+
+
+def due(request: InferenceRequest, sent_us: int) -> InferenceRequest:
+    request.timeout_us, request.parameters_json = 10_000_000, f'{{"sent_us": {sent_us}}}'
+    return request
 
 
 def test_fillers_are_answered_and_take_no_part(instance: Instance) -> None:

@@ -29,7 +29,7 @@ def test_a_model_without_states_has_no_sequences() -> None:
     assert checked(tiny_models.double(), config_of(tiny_models.double()))[1] is None
 
 
-@pytest.mark.parametrize(("serving", "slots"), [(ServingSpec(max_streams=5), 5), (ServingSpec(strategy="direct"), 32)])
+@pytest.mark.parametrize(("serving", "slots"), [(ServingSpec(max_streams=5), 5), (ServingSpec(strategy="direct"), 64)])
 def test_the_generated_configuration_is_accepted(serving: ServingSpec, slots: int) -> None:
     model = tiny_models.listen(serving=serving)
     contract, sequences = checked(model, config_of(model))
@@ -47,6 +47,27 @@ def test_the_generated_configuration_is_accepted(serving: ServingSpec, slots: in
         slots=slots,
         idle_s=10.0,
     )
+
+
+def test_without_max_streams_there_is_room_for_a_stream_and_its_successor() -> None:
+    """As in a configuration of other making: Triton limits the streams, and forgets them a little earlier."""
+    model = tiny_models.listen()
+    config = config_of(model)
+    del config["parameters"]["max_streams"]
+    config["sequence_batching"]["oldest"]["max_candidate_sequences"] = 7
+    sequences = checked(model, config)[1]
+    assert sequences is not None
+    assert sequences.slots == 14
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "many", "1280"])
+def test_max_streams_must_leave_triton_something_to_hand_over(given: str) -> None:
+    model = tiny_models.listen()
+    config = config_of(model)
+    assert config["sequence_batching"]["oldest"]["max_candidate_sequences"] == 256 + 1024
+    config["parameters"]["max_streams"]["string_value"] = given
+    with pytest.raises(ContractError, match=f"parameter 'max_streams' is '{given}'; expected a number from 1 to less"):
+        checked(model, config)
 
 
 def test_the_idle_limit_of_a_configuration_without_one_is_tritons() -> None:

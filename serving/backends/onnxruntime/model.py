@@ -17,6 +17,7 @@ requests in order, so each instance remembers its own (``streams.py``), and one 
 | END                         | frees the slot once answered, be the answer an error                               |
 | without START, unknown id   | refused as NOT_FOUND                                                               |
 | START, but no slot is left  | refused at once as UNAVAILABLE                                                     |
+| neither, deadline passed    | refused as UNAVAILABLE, not run; the state is the one before it (``deadlines.py``) |
 | filler of strategy `direct` | none; it is answered with nothing and takes no part in the run                     |
 
 If the configuration has ``opening_cache_mb``, what many streams begin with is answered from memory (``openings.py``).
@@ -26,26 +27,26 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+from deadlines import Deadlines, TooLate
+from heartbeat import Heartbeat
 from onnx_contract import Contract, check
 from opening_metrics import OpeningMetrics
 from openings import Openings
 from reading import RequestError, Work, read
 from sequence_contract import Sequences, check_sequences
 from session_settings import open_session, opening_cache_bytes, run_options
+from stream_metrics import StreamMetrics
 from streams import Streams, TooManyStreams, UnknownStream
 from turns import Turn, rounds
 
 Array = npt.NDArray[Any]
-
-# Triton takes a request's arrival for the last sign of life, this backend its execution. So a stream that Triton has
-# given up may not be idle enough yet to be forgotten here, and both it and its successor need a slot.
-_SLOTS_PER_STREAM = 2
 
 
 class TritonPythonModel:
@@ -64,12 +65,34 @@ class TritonPythonModel:
         graph = self._session.get_inputs(), self._session.get_outputs()
         self._contract: Contract = check(config, *graph)
         self._output_names = [tensor.name for tensor in self._contract.outputs]
+        self._metrics = StreamMetrics.of_worker(
+            config["name"], args["model_version"], args["model_instance_name"], pb_utils.Logger
+        )
         self._open_streams(check_sequences(config, *graph))
         self._open_openings(config, args["model_version"])
         self._warm_up()
+        room = self._streams.limit if self._streams is not None else 0
+        self._heartbeat = Heartbeat.of_worker(config["name"], args["model_version"], args["model_instance_name"], room)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in order; requests of equal shapes share a run, nothing is padded."""
+        self._heartbeat.begin()
+        try:
+            return self._answers(requests)
+        finally:
+            self._heartbeat.end(len(self._streams) if self._streams is not None else 0)
+            if self._streams is not None:
+                self._metrics.holds(len(self._streams), self._streams.limit, self._streams.state_bytes)
+
+    def finalize(self) -> None:
+        """Release the session, and with it the device memory."""
+        self._heartbeat.close()
+        self._metrics.close()
+        del self._session
+        if self._opening_metrics is not None:
+            self._opening_metrics.close()
+
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
         for turns in self._rounds(requests, responses):
             groups: dict[tuple[Any, ...], list[Work]] = {}
@@ -80,7 +103,7 @@ class TritonPythonModel:
                     responses[place] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
                 except UnknownStream as error:
                     responses[place] = _failure(str(error), pb_utils.TritonError.NOT_FOUND)
-                except TooManyStreams as error:
+                except (TooManyStreams, TooLate) as error:
                     responses[place] = _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
                 else:
                     if not self._answer_as_known(work, responses):
@@ -91,12 +114,6 @@ class TritonPythonModel:
             self._opening_metrics.tell()
         return responses
 
-    def finalize(self) -> None:
-        """Release the session, and with it the device memory."""
-        del self._session
-        if self._opening_metrics is not None:
-            self._opening_metrics.close()
-
     def _open_streams(self, sequences: Sequences | None) -> None:
         """Room for the states of a model that has any."""
         self._streams: Streams | None = None
@@ -104,8 +121,14 @@ class TritonPythonModel:
         self._next_state_names: list[str] = []
         self._ready: str | None = None
         if sequences is not None:
-            limit, max_batch = _SLOTS_PER_STREAM * sequences.slots, self._contract.max_batch
-            self._streams = Streams(sequences.inputs, limit, sequences.idle_s, max_batch)
+            self._streams = Streams(
+                sequences.inputs,
+                sequences.slots,
+                sequences.idle_s,
+                self._contract.max_batch,
+                event=self._metrics.event,
+            )
+            self._deadlines = Deadlines()
             self._state_names = [tensor.name for tensor in sequences.inputs]
             self._next_state_names = [tensor.name for tensor in sequences.outputs]
             self._ready = sequences.ready
@@ -135,6 +158,11 @@ class TritonPythonModel:
             return Work(place, request, *read(self._contract, request))
         slot = self._streams.enter(turn.stream, turn.starts)
         try:
+            self._deadlines.check(slot, turn.starts, turn.ends, request, time.monotonic_ns() // 1000)
+        except TooLate:
+            self._metrics.event("late", turn.stream)
+            raise
+        try:
             arrays, rows = read(self._contract, request)
             if rows != 1:
                 raise RequestError(f"expected 1 row, as a stream has, got {rows}")
@@ -147,7 +175,7 @@ class TritonPythonModel:
     def _leave(self, turn: Turn | None, failed: bool) -> None:
         """Free the slot of a stream that ended, or whose beginning failed."""
         if self._streams is not None and turn is not None and (turn.ends or (failed and turn.starts)):
-            self._streams.leave(turn.stream)
+            self._streams.leave(turn.stream, "ended" if turn.ends else "failed")
 
     def _company(self, work: Work) -> tuple[Any, ...]:
         """Equal for requests that may share a run: equal shapes but for the batch, and alone where there is none."""
@@ -179,6 +207,7 @@ class TritonPythonModel:
                 self._leave(group[0].turn, failed=True)
                 responses[group[0].place] = _failure(f"the model failed: {error}", pb_utils.TritonError.INTERNAL)
             return
+        self._metrics.ran(sum(work.rows for work in group))
         if len(group) == 1:
             self._respond(group[0], outputs, responses)
             return

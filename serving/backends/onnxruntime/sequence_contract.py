@@ -13,6 +13,13 @@ from typing import Any
 from onnx_contract import ContractError, GraphTensor, Tensor, match
 
 _DEFAULT_IDLE_US = 1_000_000  # Triton's own
+MAX_STREAMS = "max_streams"
+
+# Where Triton itself limits the streams: it takes a request's arrival for the last sign of life, this backend its
+# execution. So a stream that Triton has given up may not be idle enough yet to be forgotten here, and both it and its
+# successor need a slot.
+_SLOTS_PER_STREAM = 2
+
 _UNSUPPORTED = ("iterative_sequence", "generative_sequence")
 _UNSUPPORTED_OF_STATES = ("use_growable_memory",)
 
@@ -22,8 +29,8 @@ class Sequences:
     """What a stream carries along, and how Triton schedules it.
 
     inputs, outputs: the states' names in the graph, pairwise. ready: the control input that tells a request from a
-    filler of an empty slot, if one is declared. slots: streams that Triton lets one instance have at once. idle_s:
-    after which Triton forgets a silent stream.
+    filler of an empty slot, if one is declared. slots: streams that one instance remembers at once. idle_s: after which
+    Triton forgets a silent stream.
     """
 
     inputs: tuple[Tensor, ...]
@@ -56,11 +63,29 @@ def check_sequences(
         tuple(match(_entry(state, "input_name"), inputs, max_batch, "state input") for state in states),
         tuple(match(_entry(state, "output_name"), outputs, max_batch, "state output") for state in states),
         _ready(batching),
-        int(batching["oldest"].get("max_candidate_sequences") or max_batch or 1)
-        if "oldest" in batching
-        else max(1, max_batch),
+        _slots(config),
         int(batching.get("max_sequence_idle_microseconds") or _DEFAULT_IDLE_US) / 1e6,
     )
+
+
+def _slots(config: dict[str, Any]) -> int:
+    """The parameter ``max_streams``, of which Triton knows nothing: a START beyond it is for this backend to refuse.
+
+    That needs ``max_candidate_sequences`` to be larger, since Triton lets what is beyond that one wait without a word.
+    """
+    batching, max_batch = config["sequence_batching"], int(config["max_batch_size"])
+    if "oldest" not in batching:
+        return _SLOTS_PER_STREAM * max(1, max_batch)
+    candidates = int(batching["oldest"].get("max_candidate_sequences") or max_batch or 1)
+    given = config.get("parameters", {}).get(MAX_STREAMS, {}).get("string_value")
+    if given is None:
+        return _SLOTS_PER_STREAM * candidates
+    if not given.isdecimal() or not 1 <= int(given) < candidates:
+        raise ContractError(
+            f"parameter '{MAX_STREAMS}' is '{given}'; expected a number from 1 to less than max_candidate_sequences, "
+            f"which is {candidates}"
+        )
+    return int(given)
 
 
 def _check_names(config: dict[str, Any], states: list[dict[str, Any]]) -> None:

@@ -10,7 +10,8 @@ it succeeded, scatters the new ones; nothing is written before, so a failed run 
     streams.leave("call-7")
 
 A stream ends by END. One that never sends it is forgotten after ``expiry_s``, which is longer than Triton's own idle
-limit, or earlier, but never within that limit, when a new stream needs its slot. So memory is bounded by ``limit``.
+limit, or earlier, but never within that limit, when a new stream needs its slot. So memory is bounded by ``limit``,
+and a stream beyond it is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Streams:
     """The streams of one instance.
 
     states: without the batch axis. limit: streams held at once. idle_s: after which Triton forgets a silent stream.
-    batch: the most rows of a run, 0 for states without a batch axis. clock: seconds, never set back.
+    batch: the most rows of a run, 0 for states without a batch axis. clock: seconds, never set back. event: told what
+    happens to which stream (``stream_metrics.EVENTS``).
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class Streams:
         idle_s: float,
         batch: int,
         clock: Callable[[], float] = time.monotonic,
+        event: Callable[[str, Id], None] = lambda what, stream: None,
     ) -> None:
         self.limit, self.idle_s, self.expiry_s = limit, idle_s, 2 * idle_s + 1.0
         self._clock = clock
+        self._event = event
         self._streams: dict[Id, _Stream] = {}  # the longest silent first
         slots = min(limit, _FIRST_SLOTS)
         self._arrays = [np.zeros((slots, *state.shape), state.dtype) for state in states]
@@ -85,25 +89,36 @@ class Streams:
         known = self._streams.pop(stream, None)
         if known is None:
             if not start:
+                self._event("unknown", stream)
                 raise UnknownStream(
                     f"no such stream: {stream!r} was never started, has ended, or was idle for more than "
                     f"{self.idle_s:g} s; begin it with START"
                 )
-            known = _Stream(self._new_slot(now), now)
+            known = _Stream(self._new_slot(stream, now), now)
+        elif start:
+            self._event("replaced", stream)
+        if start:
+            self._event("started", stream)
         known.used_at = now
         self._streams[stream] = known
         return known.slot
 
-    def leave(self, stream: Id) -> None:
+    @property
+    def state_bytes(self) -> int:
+        """Memory that the states have."""
+        return sum(array.nbytes for array in self._arrays)
+
+    def leave(self, stream: Id, why: str = "ended") -> None:
         """Free the stream's slot, if it has one."""
         known = self._streams.pop(stream, None)
         if known is not None:
             self._free.append(known.slot)
+            self._event(why, stream)
 
     def expire(self) -> None:
         """Forget the streams that have been silent for more than ``expiry_s``."""
         if self._streams:
-            self._forget_before(self._clock() - self.expiry_s)
+            self._forget_before(self._clock() - self.expiry_s, "expired")
 
     def gather(self, slots: Sequence[int], fresh: Sequence[int]) -> list[Array]:
         """Every state's rows for a run, in the order of ``slots``; those at the places ``fresh`` are zeros.
@@ -129,15 +144,16 @@ class Streams:
         for array, state in zip(self._arrays, states, strict=True):
             array[rows] = state
 
-    def _new_slot(self, now: float) -> int:
+    def _new_slot(self, stream: Id, now: float) -> int:
         if not self._free and self.slots < self.limit:
             self._grow()
         if not self._free:
-            self._forget_before(now - self.idle_s)
+            self._forget_before(now - self.idle_s, "evicted")
         if not self._free:
+            self._event("refused", stream)
             raise TooManyStreams(
                 f"no room for another stream: {self.limit} are open and none was idle for more than {self.idle_s:g} s; "
-                "try again later"
+                "try again later, or raise the model's max_streams"
             )
         return self._free.pop()
 
@@ -147,9 +163,9 @@ class Streams:
         self._arrays = [np.concatenate([array, np.zeros_like(array[:more])]) for array in self._arrays]
         self._free.extend(reversed(range(have, have + more)))
 
-    def _forget_before(self, moment: float) -> None:
+    def _forget_before(self, moment: float, why: str) -> None:
         while self._streams:
             stream, oldest = next(iter(self._streams.items()))
             if oldest.used_at >= moment:
                 return
-            self.leave(stream)
+            self.leave(stream, why)

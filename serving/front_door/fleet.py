@@ -1,0 +1,246 @@
+"""One Triton or several behind one front door: started, watched, replaced when killed, renewed on request.
+
+A replica that dies takes only its own streams along: the door sends new requests to the others at once, and a new
+Triton takes its place, on its ports. A replica that is taken out gets nothing new, finishes its streams, and stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from optimize.errors import UserError
+from serving import ports
+from serving.config import ServerConfig
+from serving.front_door import credentials, nginx
+from serving.front_door.credentials import Credentials
+from serving.front_door.limits import Limits
+from serving.front_door.nginx import Nginx
+from serving.front_door.nginx_config import DEFAULT_IDLE_S, Door, Replica
+from serving.launcher import Server, StartCancelled
+from serving.stopping import StopRequests
+
+MAX_REPLICAS = 64
+
+_LOOPBACK = "127.0.0.1"
+_POLL_S = 0.05
+_QUIET_S = 1.0  # a request that the door has just taken may not have a connection yet
+_RETRY_S = 10.0  # before another try to replace a replica whose replacement did not start
+_ESTABLISHED = "01"  # linux/tcp_states.h
+_IDLE = re.compile(r"max_sequence_idle_microseconds\s*:\s*(\d+)")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """server: host and the HTTP and gRPC ports are the door's; the Tritons listen on loopback, on ports of their own.
+
+    The metrics and probes of the first are on the configured ports, of the next ones on the ports after them; of
+    renewed ones on any. secrets: the folder with certificate and keys; None: neither TLS nor tokens.
+    """
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    replicas: int = 1
+    secrets: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise UserError(f"--replicas is {self.replicas}; expected 1 to {MAX_REPLICAS}")
+
+
+class Fleet:
+    """Bound to the thread that starts it: when that thread ends, so do all its servers. Also a context manager."""
+
+    def __init__(self, config: FleetConfig) -> None:
+        self.config = config
+        self.servers: list[Server] = []
+        self.credentials: Credentials | None = None
+        self._leaving: dict[Server, float] = {}  # and since when nobody is connected to it
+        self._retry_s = 0.0
+        self._door: Nginx | None = None
+
+    @property
+    def door(self) -> Nginx:
+        """The front door; only after the start."""
+        assert self._door is not None, "the fleet was not started"
+        return self._door
+
+    def start(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Return when every model of every replica answers, and the door is open; raises UserError."""
+        config = self.config.server
+        nginx.find()  # that it lacks is known before models are loaded
+        chosen = ports.choose(config)
+        if self.config.secrets is not None:
+            self.credentials = credentials.prepare(self.config.secrets, config.host)
+        door = Door(
+            config.host,
+            chosen.http_port,
+            chosen.grpc_port,
+            self.credentials is not None,
+            longest_idle_s(config.model_repository),
+            self.config.limits,
+        )
+        try:
+            for place in range(self.config.replicas):
+                health_port = config.health_port and config.health_port + place
+                self.servers.append(self._new(config.metrics_port and config.metrics_port + place, health_port))
+                self.servers[-1].start(cancelled)
+            self._door = Nginx(door, self.credentials)
+            self._door.start(self._replicas())
+        except BaseException:
+            self.stop()
+            raise
+
+    def watch(self, until: Callable[[], bool], renew: Callable[[], bool] = lambda: False) -> None:
+        """Return when ``until`` says True. Replaces what dies, and every replica when ``renew`` says True.
+
+        Raises UserError when the door has ended, or the last replica and it cannot be replaced.
+        """
+        while not until():
+            self.door.check()
+            for place, server in enumerate(self.servers):
+                if not server.running and time.monotonic() >= self._retry_s:
+                    self._replace(place, until)
+            if renew():
+                self.renew(until)
+            self.let_go()
+            time.sleep(_POLL_S)
+
+    def renew(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Put a new Triton in the place of every replica, one after the other; the old ones finish their streams."""
+        for place, old in enumerate(self.servers):
+            new = self._new()
+            new.start(cancelled)
+            self.servers[place] = new
+            self._leave(old)
+
+    def take_out(self, server: Server) -> None:
+        """Send nothing new to ``server``; `let_go` stops it when its streams have ended. Not for the last one."""
+        assert len(self.servers) > 1, "the last replica cannot be taken out"
+        self.servers.remove(server)
+        self._leave(server)
+
+    def let_go(self) -> None:
+        """Stop those that were taken out and have finished."""
+        now = time.monotonic()
+        for server, quiet_since_s in list(self._leaving.items()):
+            if server.running and (connected(server.http) or connected(server.grpc)):
+                self._leaving[server] = now
+            elif not server.running or now - quiet_since_s > _QUIET_S:
+                del self._leaving[server]
+                server.kill()  # at once: while it ends in order it would refuse what a late request asks of it
+                server.stop()
+
+    def stop(self) -> None:
+        """Let the requests under way finish, then end everything. Does nothing the second time."""
+        if self._door is not None:
+            self._door.stop(drain_s=self.config.server.drain_timeout_s)
+        for server in (*self.servers, *self._leaving):
+            server.stop()
+
+    def kill(self) -> None:
+        """End everything at once. `stop` still has to be called."""
+        if self._door is not None:
+            self._door.kill()
+        for server in (*self.servers, *self._leaving):
+            server.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _new(self, metrics_port: int = 0, health_port: int | None = None) -> Server:
+        given = replace(self.config.server, metrics_port=metrics_port, health_port=health_port)
+        return Server(replace(given, host=_LOOPBACK, http_port=0, grpc_port=0))
+
+    def _replicas(self) -> list[Replica]:
+        return [Replica(server.http, server.grpc) for server in self.servers if server.running]
+
+    def _leave(self, server: Server) -> None:
+        self._leaving[server] = time.monotonic()
+        self.door.reload(self._replicas())
+
+    def _replace(self, place: int, cancelled: Callable[[], bool]) -> None:
+        dead = self.servers[place]
+        new = self._new(dead.config.metrics_port, dead.config.health_port)
+        try:
+            dead.check()
+        except UserError as error:
+            _log.error("%s; another takes its place", error)
+        dead.stop(keep_log=True)
+        try:
+            new.start(cancelled)
+        except UserError as error:
+            if not any(server.running for server in self.servers):
+                raise
+            _log.error("it did not start, next try in %.0f s: %s", _RETRY_S, error)
+            self._retry_s = time.monotonic() + _RETRY_S
+            return
+        self.servers[place] = new
+        self.door.reload(self._replicas())
+
+
+def run(config: FleetConfig, ready: Callable[[Fleet], None]) -> int:
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; returns the exit status, 0 after an orderly stop.
+
+    SIGUSR1 renews every replica. A second signal to stop ends everything without waiting for the requests under way.
+    """
+    requests, renewals = StopRequests(), Renewals()
+    fleet = Fleet(config)
+    before = signal.signal(signal.SIGUSR1, renewals.ask)
+    try:
+        with requests.handled(insist=fleet.kill):
+            try:
+                fleet.start(cancelled=requests.any)
+                ready(fleet)
+                fleet.watch(until=requests.any, renew=renewals.take)
+            except StartCancelled:
+                pass
+            finally:
+                fleet.stop()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    return requests.exit_status
+
+
+class Renewals:
+    """Remembers that SIGUSR1 came."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def take(self) -> bool:
+        """Whether it came since the last time."""
+        asked, self._asked = self._asked, False
+        return asked
+
+
+def longest_idle_s(repository: Path) -> int:
+    """The longest idle limit of any model with state, rounded up; that of a new model where there is none."""
+    found = [int(number) for file in repository.glob("*/config.pbtxt") for number in _IDLE.findall(file.read_text())]
+    return max([DEFAULT_IDLE_S, *(-(-number // 1_000_000) for number in found)])
+
+
+def connected(address: str) -> bool:
+    """Whether anybody is connected to the server at ``address`` ("127.0.0.1:port") of this machine."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    tables = (Path("/proc/net", name) for name in ("tcp", "tcp6"))  # gRPC listens on mapped addresses
+    rows = (line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:])
+    return any(row[1].endswith(port) and row[3] == _ESTABLISHED for row in rows)

@@ -1,0 +1,94 @@
+"""The canary: what it asks, and that any answer of the model's is a sign of life."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from optimize.errors import UserError
+from serving import canary
+from serving.launcher import Server
+from serving.probes import Probes
+from tests import tiny_models
+from tests.tiny_models import TinyModel
+
+
+def asked(model: TinyModel) -> dict[str, Any]:
+    return canary.request(json_format.MessageToDict(model.config, preserving_proto_field_name=True))
+
+
+def test_the_smallest_request() -> None:
+    assert asked(tiny_models.sums()) == {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1, 2], "data": [0, 0]}],
+        "outputs": [{"name": "total"}],
+    }
+
+
+def test_a_stream_is_begun_and_ended_at_once() -> None:
+    body = asked(tiny_models.listen())
+    assert body["parameters"] == {"sequence_id": "seqserve-canary", "sequence_start": True, "sequence_end": True}
+    assert [(entry["datatype"], set(entry["data"])) for entry in body["inputs"]] == [("INT16", {1}), ("INT32", {1})]
+
+
+def test_every_model_answers(triton: Server) -> None:
+    """One of them dislikes the values; one waits for company, which the canary is not."""
+    for model in triton.models:
+        assert canary.refusal(triton.http, model.name) is None, model.name
+
+
+def test_who_does_not_answer(triton: Server) -> None:
+    assert canary.refusal(triton.http, "nobody") == "it is not loaded"
+    assert canary.refusal("127.0.0.1:9", "double") == "it is not loaded"
+    assert canary.refusal(triton.http, "double_of_four", timeout_s=0.05) == "no answer within 0.05 s"
+
+
+def get(address: str, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as page:
+            return page.status, json.load(page)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_probes(triton: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again at once they do not ask the models again."""
+    count = list[str]()
+
+    def refusal(http: str, model: str) -> str | None:
+        count.append(model)
+        return "no" if model == "b" else None
+
+    monkeypatch.setattr(canary, "refusal", refusal)
+    served = ["a"]
+    answering = Probes(0, triton.http, lambda: served, None)
+    try:
+        for _ in range(3):
+            assert get(answering.address, "/ready") == (200, {"ready": True, "models": {"a": "ready"}, "losses": {}})
+        assert count == ["a"]
+        served.append("b")
+        time.sleep(1.1)
+        assert get(answering.address, "/ready") == (
+            503,
+            {"ready": False, "models": {"a": "ready", "b": "no"}, "losses": {}},
+        )
+        assert get(answering.address, "/live") == (200, {"live": True})
+        with pytest.raises(UserError, match=r"\(--health-port\) on 127.0.0.1: Address already in use; choose another"):
+            Probes(int(answering.address.rpartition(":")[2]), triton.http, lambda: served, None)
+    finally:
+        answering.close()
+
+
+def test_nobody_is_alive_where_nobody_listens() -> None:
+    answering = Probes(0, "127.0.0.1:9", lambda: [], None)
+    try:
+        assert get(answering.address, "/live") == (503, {"live": False})
+        assert get(answering.address, "/ready")[0] == 503
+    finally:
+        answering.close()
