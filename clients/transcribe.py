@@ -21,11 +21,13 @@ from clients.client import CONNECT_DEADLINE_S, Client, connect
 from clients.errors import ClientError, ModelNotFound, ModelNotReady
 from clients.listening import Heard, NotSpeech, chunk_samples, ended_on_failure, hear, summary, transcript
 from clients.recording import SAMPLE_RATE_HZ, Sound, open_file, open_raw
+from clients.replay import Replay
 from clients.signature import Signature
 from optimize.errors import UserError
 
 MODEL = "speech"
 STANDARD_INPUT = "-"
+REPLAY = Replay(deadline_s=10)  # a worker that died is back within a few seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         **access.arguments(options),
     ) as client:
         model = choose(client, options.model, options.chunk_ms)
-        with client.stream(model) as session, ended_on_failure(session):
+        with client.stream(model, replay=REPLAY) as session, ended_on_failure(session):
             printer = (_Json if options.json else _Text)(session.signature, options.realtime)
             printer.begin(sound, client.address)
             heard: list[Heard] = []

@@ -17,7 +17,9 @@ import soundfile
 
 from clients.__main__ import main
 from clients.recording import SAMPLE_RATE_HZ
+from clients.transcribe import REPLAY
 from serving.config import ServerConfig
+from serving.heartbeats import Heartbeats
 from serving.launcher import Server
 from tests import tiny_models
 from tests.clients import beep_counter
@@ -272,11 +274,25 @@ def test_a_server_that_dies(process: Callable[..., subprocess.Popen[bytes]], tmp
         command.stdin.flush()
         line(command.stdout)
         dying.kill()
-        out, error = command.communicate(bytes(20_000), timeout=LINE_S)
+        out, error = command.communicate(bytes(20_000), timeout=LINE_S + REPLAY.deadline_s)
     assert (command.returncode, out) == (2, b"")
     assert error.startswith(b"error: standard input is transcribed up to 0.32 s only (zero): stream ")
     assert b"is lost after 1 answered chunks" in error
     assert error.count(b"\n") == 1
+
+
+def test_a_worker_that_dies_costs_no_words(process: Callable[..., subprocess.Popen[bytes]], server: Server) -> None:
+    command = process("-", "--json")
+    assert command.stdin is not None
+    sound = beeps(3).tobytes()
+    command.stdin.write(sound[:20_480])
+    command.stdin.flush()
+    line(command.stdout)
+    (worker,) = {beat.pid for beat in Heartbeats(server.log.parent.name).read() if beat.model == "speech"}
+    os.kill(worker, signal.SIGKILL)
+    out, error = command.communicate(sound[20_480:], timeout=LINE_S + REPLAY.deadline_s)
+    assert (command.returncode, error) == (0, b"")
+    assert json.loads(out.splitlines()[-1])["transcript"] == "zero one two"
 
 
 def test_a_terminal_is_no_microphone(refused: Command, monkeypatch: pytest.MonkeyPatch) -> None:
