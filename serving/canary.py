@@ -4,18 +4,27 @@
 
 The values are made up, so that the model does not like them is an answer, too: its worker has read them. So is that it
 has no room for another stream. A stream is begun and ended by the one request, under an id that no client draws.
+
+No two requests are alike, or the response cache would answer for a worker that is dead: floats are drawn, and of whole
+numbers, which may be ids or lengths, 1 or 2, in as many as make a repetition unlikely. That fails a model with the
+cache that takes a handful of whole numbers and no second row: what can be asked of it safely is soon known.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
+from math import prod
 from typing import Any
 
 from serving import health
 
 TIMEOUT_S = 5.0
 _STREAM = "seqserve-canary"
+_ANY_SIZE = 8  # where the model takes any
+_BITS = 32  # of chance in a request
+_BITS_OF = {"BOOL": 1, "STRING": _BITS, "FP16": 8, "FP32": 20, "FP64": 20}  # of one value; whole numbers: 1
 _GONE = re.compile(r"not healthy|unknown model|not found|no available versions|not ready|not at ready state")
 
 
@@ -33,27 +42,43 @@ def refusal(address: str, model: str, timeout_s: float = TIMEOUT_S) -> str | Non
 
 
 def request(config: dict[str, Any]) -> dict[str, Any]:
-    """One row of zeros, or ones for whole numbers (as lengths need), sizes that may be any being 1."""
-    batch = [1] if config["max_batch_size"] else []
+    """A small one: of one row, unless it takes more of them to be unlike all others."""
+    wanted = [entry for entry in config["input"] if not entry.get("optional")]
+    rows, streams = 1, config.get("sequence_batching")  # models of streams have no response cache
+    if not streams:
+        bits = sum(prod(_sizes(entry)) * _BITS_OF.get(_datatype(entry), 1) for entry in wanted)
+        rows = min(-(-_BITS // max(bits, 1)), int(config["max_batch_size"]) or 1)
+    batch = [rows] if config["max_batch_size"] else []
     body: dict[str, Any] = {
-        "inputs": [_tensor(entry, batch) for entry in config["input"] if not entry.get("optional")],
+        "inputs": [_tensor(entry, batch) for entry in wanted],
         "outputs": [{"name": config["output"][0]["name"]}],
     }
-    if config.get("sequence_batching"):
+    if streams:
         body["parameters"] = {"sequence_id": _STREAM, "sequence_start": True, "sequence_end": True}
     return body
 
 
 def _tensor(entry: dict[str, Any], batch: list[int]) -> dict[str, Any]:
-    datatype = entry["data_type"].removeprefix("TYPE_")
-    shape = batch + [max(int(size), 1) for size in entry["dims"]]
-    size = 1
-    for length in shape:
-        size *= length
-    value = {"STRING": "", "BOOL": False}.get(datatype, 0 if datatype.startswith("FP") else 1)
+    datatype, shape = _datatype(entry), batch + _sizes(entry)
     return {
         "name": entry["name"],
         "datatype": datatype.replace("STRING", "BYTES"),
         "shape": shape,
-        "data": [value] * size,
+        "data": [_value(datatype) for _ in range(prod(shape))],
     }
+
+
+def _value(datatype: str) -> Any:
+    if datatype.startswith("FP"):
+        return random.uniform(-1.0, 1.0)
+    if datatype == "STRING":
+        return f"canary {random.getrandbits(_BITS):x}"
+    return random.random() < 0.5 if datatype == "BOOL" else random.randint(1, 2)
+
+
+def _datatype(entry: dict[str, Any]) -> str:
+    return str(entry["data_type"]).removeprefix("TYPE_")
+
+
+def _sizes(entry: dict[str, Any]) -> list[int]:
+    return [int(size) if int(size) > 0 else _ANY_SIZE for size in entry["dims"]]

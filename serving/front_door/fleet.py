@@ -7,6 +7,7 @@ Triton takes its place, on its ports. A replica that is taken out gets nothing n
 from __future__ import annotations
 
 import logging
+import math
 import re
 import signal
 import time
@@ -64,7 +65,8 @@ class Fleet:
         self.config = config
         self.servers: list[Server] = []
         self.credentials: Credentials | None = None
-        self._leaving: dict[Server, float] = {}  # and since when nobody is connected to it
+        self._leaving: dict[Server, float] = {}  # and since when nobody was seen connected to it
+        self._buried: set[Server] = set()  # died, and was cleaned away, but another did not start yet
         self._retry_s = 0.0
         self._door: Nginx | None = None
 
@@ -119,7 +121,11 @@ class Fleet:
         """Put a new Triton in the place of every replica, one after the other; the old ones finish their streams."""
         for place, old in enumerate(self.servers):
             new = self._new()
-            new.start(cancelled)
+            try:
+                new.start(cancelled)
+            except UserError as error:
+                _log.error("the replica at %s stays, since another did not start: %s", old.grpc, error)
+                return
             self.servers[place] = new
             self._leave(old)
 
@@ -134,8 +140,10 @@ class Fleet:
         now = time.monotonic()
         for server, quiet_since_s in list(self._leaving.items()):
             if server.running and (connected(server.http) or connected(server.grpc)):
-                self._leaving[server] = now
-            elif not server.running or now - quiet_since_s > _QUIET_S:
+                self._leaving[server] = math.inf
+                continue
+            self._leaving[server] = min(quiet_since_s, now)
+            if not server.running or now - quiet_since_s > _QUIET_S:
                 del self._leaving[server]
                 server.kill()  # at once: while it ends in order it would refuse what a late request asks of it
                 server.stop()
@@ -171,17 +179,19 @@ class Fleet:
         return [Replica(server.http, server.grpc) for server in self.servers if server.running]
 
     def _leave(self, server: Server) -> None:
-        self._leaving[server] = time.monotonic()
+        self._leaving[server] = math.inf
         self.door.reload(self._replicas())
 
     def _replace(self, place: int, cancelled: Callable[[], bool]) -> None:
         dead = self.servers[place]
         new = self._new(dead.config.metrics_port, dead.config.health_port)
-        try:
-            dead.check()
-        except UserError as error:
-            _log.error("%s; another takes its place", error)
-        dead.stop(keep_log=True)
+        if dead not in self._buried:
+            try:
+                dead.check()
+            except UserError as error:
+                _log.error("%s; another takes its place", error)
+            dead.stop(keep_log=True)
+            self._buried.add(dead)
         try:
             new.start(cancelled)
         except UserError as error:
@@ -190,6 +200,7 @@ class Fleet:
             _log.error("it did not start, next try in %.0f s: %s", _RETRY_S, error)
             self._retry_s = time.monotonic() + _RETRY_S
             return
+        self._buried.remove(dead)
         self.servers[place] = new
         self.door.reload(self._replicas())
 

@@ -27,7 +27,7 @@ _MODULE = "ngx_http_js_module.so"
 _UNPRIVILEGED = "nobody nogroup"
 _GRAVE = re.compile(r"\[(emerg|alert|crit)\]")
 _STAMP = re.compile(r"^.*?\] (\d+#\d+: )?")
-_START_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 
 

@@ -64,11 +64,12 @@ class TritonPythonModel:
         self._run_options = run_options(config)
         graph = self._session.get_inputs(), self._session.get_outputs()
         self._contract: Contract = check(config, *graph)
+        sequences = check_sequences(config, *graph)
         self._output_names = [tensor.name for tensor in self._contract.outputs]
         self._metrics = StreamMetrics.of_worker(
             config["name"], args["model_version"], args["model_instance_name"], pb_utils.Logger
         )
-        self._open_streams(check_sequences(config, *graph))
+        self._open_streams(sequences)
         self._open_openings(config, args["model_version"])
         self._warm_up()
         room = self._streams.limit if self._streams is not None else 0
@@ -86,8 +87,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Release the session, and with it the device memory."""
-        self._heartbeat.close()
         self._metrics.close()
+        self._heartbeat.close()  # the last of the two: it waits for its thread, and Triton kills who takes too long
         del self._session
         if self._opening_metrics is not None:
             self._opening_metrics.close()
