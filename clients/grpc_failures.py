@@ -21,6 +21,8 @@ from clients.transport import late, lost, refused, unreachable
 
 _KINDS: dict[str, type[ClientError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
+    "RESOURCE_EXHAUSTED": InvalidRequest,  # by a proxy: too large
+    "UNAUTHENTICATED": InvalidRequest,
     "NOT_FOUND": ModelNotFound,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAVAILABLE": ServerUnavailable,

@@ -1,11 +1,11 @@
-"""What the status UNAVAILABLE means, by the server's words."""
+"""What a failed gRPC call means, by its status and the words of the server."""
 
 from __future__ import annotations
 
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from clients import ClientError, ConnectionLost, NotRun, ServerUnavailable, TooManyStreams
+from clients import ClientError, ConnectionLost, InvalidRequest, NotRun, ServerUnavailable, TooManyStreams
 from clients.calls import Infer
 from clients.grpc_failures import failure
 
@@ -27,3 +27,12 @@ def test_unavailable(said: str, kind: type[ClientError], advice: str) -> None:
     assert type(error) is kind
     assert advice in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("status", ["UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
+def test_what_a_proxy_refuses_is_the_callers_mistake(status: str) -> None:
+    error = failure(
+        InferenceServerException("the token has expired", status=f"StatusCode.{status}"), Infer("m", "", {}), "a:1", 1.0
+    )
+    assert type(error) is InvalidRequest
+    assert "the token has expired" in str(error)
