@@ -39,10 +39,13 @@ from optimize.data.dataset import Arrays, Dataset, Split
 from optimize.distill import distill
 from optimize.errors import UserError
 from optimize.evidence import Judge, comparisons
+from optimize.profiler import machine, stages
+from optimize.profiler import profile as profiles
 from optimize.quantize import calibrate, guards, operators, plan, quantize, sensitivity
 from optimize.quantize.coverage import planned_share
 from optimize.quantize.fp16 import half
 from optimize.quantize.method import PROFILES, Profile
+from optimize.quantize.shapes import REFUSALS
 from optimize.quantize.tune import calibration_feeds, tune
 from optimize.recipes import Recipe, Variant
 from optimize.report import GateResult, Published, Report, Stage, to_json, write
@@ -92,6 +95,7 @@ class Work:
     chosen: str = ""  # the stage that is to be published
     gates: list[Gate] = field(default_factory=list)
     published: Published | None = None
+    profiles: list[profiles.Profile] = field(default_factory=list)
     report: Report = field(init=False)
 
     @property
@@ -292,6 +296,23 @@ def publish_version(work: Work) -> None:
     LOG.info("%s %s", "already published:" if published.reused else "published:", published.path)
 
 
+def profile_published(work: Work) -> None:
+    """Where the time of the published stage goes, and that of its fp32 sibling; only told, so no run fails by it."""
+    if work.options.device == "cuda":
+        return
+    names = dict.fromkeys([next(iter(work.graphs)), work.chosen])
+    sources = [stages.Source(name, work.candidates[name].precision, work.onnx_path(name)) for name in names]
+    spec, this, rounds = work.variant.spec, machine.measured(), work.options.rounds // 4
+    requests = work.requests(work.dataset.test, spec)
+    try:
+        found = stages.profile_stages(sources, requests, spec, this, rounds=rounds, progress=work.progress)
+    except (UserError, *REFUSALS) as error:
+        LOG.warning("not profiled: %s", error)
+        return
+    stages.write(found, f"{work.recipe.name}/{work.name}", this, work.folder)
+    work.profiles = [profile.summary() for profile in found if profile.batch == 1]
+
+
 def write_report(work: Work) -> None:
     """report.json, report.md and report.html beside the artefacts."""
     work.report = _report(work)
@@ -309,6 +330,7 @@ STAGES: list[tuple[str, Callable[[Work], None]]] = [
     ("measure", measure_stages),
     ("verify", verify_gates),
     ("publish", publish_version),
+    ("profile", profile_published),
     ("report", write_report),
 ]
 
@@ -377,6 +399,7 @@ def _report(work: Work) -> Report:
         fusion=work.fusion,
         plan={node: asdict(choice) for node, choice in work.plan.choices[work.profile].items()} if work.plan else {},
         notes=_notes(work),
+        profiles=work.profiles,
     )
 
 

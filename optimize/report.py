@@ -12,6 +12,7 @@ from typing import Any
 
 from optimize.benchmark import Latency
 from optimize.errors import UserError
+from optimize.profiler.profile import Part, Profile
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ class Report:
     """model: the recipe's name. data: which data was used. baselines: metric of answers that need no network.
 
     comparisons: ratios that the reader wants, such as "int8 against the torch teacher, p50". fusion: nodes removed
-    or rewritten per pass. plan: what was done to each operator and why.
+    or rewritten per pass. plan: what was done to each operator and why. profiles: where the time of some stages goes,
+    by operator.
     """
 
     model: str
@@ -122,6 +124,7 @@ class Report:
     fusion: dict[str, int] = field(default_factory=dict)
     plan: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -138,6 +141,7 @@ def from_json(text: str) -> Report:
         stages = [_stage(stage) for stage in values.pop("stages")]
         gates = [GateResult(**gate) for gate in values.pop("gates")]
         published = values.pop("published")
+        values["profiles"] = [_profile(profile) for profile in values.get("profiles", [])]
         return Report(stages=stages, gates=gates, published=Published(**published) if published else None, **values)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -159,6 +163,10 @@ def _stage(values: dict[str, Any]) -> Stage:
     if parts["parity"]:
         parts["parity"] = replace(parts["parity"], metric_loss_ci95=tuple(parts["parity"].metric_loss_ci95))
     return Stage(**{**values, **parts, "metric": metric})
+
+
+def _profile(values: dict[str, Any]) -> Profile:
+    return Profile(**{**values, "parts": [Part(**part) for part in values["parts"]]})
 
 
 def with_server_latency(report: Report, latencies: dict[str, Latency]) -> Report:

@@ -41,7 +41,7 @@ def markdown(report: Report) -> str:
     lines += [f"**{_text(status(report))}**", ""]
     lines += [f"- Data: {_text(report.data)}", f"- Environment: {_text(environment(report))}", ""]
     for table in (comparisons(report), *tables(report)):
-        lines += _markdown_table(table)
+        lines += markdown_table(table)
     if report.notes:
         lines += ["## Notes", "", *(f"- {_text(note)}" for note in report.notes), ""]
     return "\n".join(lines)
@@ -142,7 +142,8 @@ def environment(report: Report) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _markdown_table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """A table as lines under its title; none for one without rows."""
     if not table.rows:
         return []
     lines = [f"## {table.title}", "", *([_text(table.note), ""] if table.note else [])]

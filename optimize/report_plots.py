@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optimize import report_scatter
+from optimize import report_profile, report_scatter
 from optimize.report import Report, Stage
 from optimize.report_svg import INK, MUTED, PAINT, WIDTH, style, svg
 from optimize.report_tables import chain_first, number, ratio, series
@@ -71,6 +71,8 @@ def plots(report: Report) -> list[Plot]:
                     report_scatter.draw(drawable, published),
                 )
             )
+        if report.profiles:
+            found.append(Plot(report_profile.TITLE, report_profile.CAPTION, report_profile.draw(report.profiles)))
     return found
 
 

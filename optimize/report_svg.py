@@ -68,3 +68,10 @@ def svg(figure: Figure, name: str, words: str) -> str:
     for variable, (colour, _) in PAINT.items():
         drawn = drawn.replace(colour, f"var(--{variable})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
+
+
+def alone(drawn: str) -> str:
+    """What ``svg`` made, as a file of its own, which brings the colours that a page would have."""
+    light, dark = ("".join(f"--{name}:{pair[theme]};" for name, pair in PAINT.items()) for theme in (0, 1))
+    themes = f":root{{{light}}} @media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return drawn.replace(">", f"><style>{themes}</style>", 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
+from optimize.profiler.profile import Part, Profile, others
 from optimize.report import BatchDrift, GateResult, MetricValue, Parity, Report, Stage
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ SERIES = {
     "other": "other",
 }
 # Columns of words, flush left like the first one of every table; the others are numbers, flush right.
-_WORDS = {"runtime", "precision", "result", "what to try", "operator", "method", "reason"}
+_WORDS = {"runtime", "precision", "result", "what to try", "operator", "method", "reason", "layer", "bound by"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,40 @@ def comparisons(report: Report) -> Table:
 def tables(report: Report) -> list[Table]:
     """All other tables, in reading order, without those that have nothing to say."""
     found = [_speed(report), _accuracy(report), _gates(report), _batch(report)]
-    found += [_baselines(report), _plan(report), _fusion(report)]
+    found += [time_table(report.profiles, "operator"), _baselines(report), _plan(report), _fusion(report)]
     return [table for table in found if table.rows]
 
 
-def series(stage: Stage) -> str:
+def time_table(profiles: Sequence[Profile], by: Literal["operator", "layer"], most: int = 6) -> Table:
+    """The ``most`` longest kinds of operator, or layers, of every profile; the others together; and what is in none."""
+    items: list[tuple[Profile, Part]] = []
+    for profile in profiles:
+        parts = profile.by_operator() if by == "operator" else profile.by_layer()
+        rest = Part("", "in none", "in none", profile.outside_ms, calls=0, nodes=0)
+        items += [(profile, part) for part in (*parts[:most], *others(parts[most:]), rest)]
+    columns: Columns[tuple[Profile, Part]] = {
+        "stage": lambda item: item[0].label,
+        by: lambda item: item[1].operator if by == "operator" else item[1].layer,
+        "nodes": lambda item: f"{item[1].nodes:,}" if item[1].nodes else "",
+        "calls": lambda item: number(item[1].calls) if item[1].calls else "",
+        "ms": lambda item: number(item[1].ms),
+        "share": lambda item: f"{100 * item[0].share(item[1].ms):.1f} %",
+        "M products": lambda item: number(item[1].macs / 1e6) if item[1].macs else "",
+        "MB moved": lambda item: number(item[1].moved_bytes / 1e6) if item[1].moved_bytes else "",
+        "limit, ms": lambda item: number(item[1].limit_ms) if item[1].limit_ms else "",
+        "of the limit": lambda item: _efficiency(item[1]),
+        "bound by": lambda item: ("arithmetic" if item[1].arithmetic else "moving") if item[1].limit_ms else "",
+    }
+    said = [f"{profile.label}: {profile.verdict}." for profile in profiles if profile.verdict and by == "operator"]
+    said.append(
+        "The limit is the larger of bytes at the bandwidth of the cache or memory that holds them, and of products at "
+        "the rate that the runtime reaches on large ones."
+    )
+    title = "Where the time goes" + (", by layer" if by == "layer" else "")
+    return _table(title, items, columns, note=" ".join(said), colour=lambda item: series(item[0]))
+
+
+def series(stage: Stage | Profile) -> str:
     """A key of ``SERIES``: the same runtime and precision look alike in every table and plot."""
     key = stage.precision if stage.runtime == "onnxruntime" else stage.runtime
     return key if key in SERIES else "other"
@@ -175,6 +205,12 @@ def _batch(report: Report) -> Table:
     }
     note = "The largest difference between the same request's answers alone and in company."
     return _stage_table("Batch invariance", report, stages, columns, note)
+
+
+def _efficiency(part: Part) -> str:
+    if not (part.limit_ms and part.ms):
+        return ""
+    return f"{100 * part.efficiency:.0f} %" if part.efficiency <= 1 else "> 100 %"
 
 
 def _companies(stages: list[Stage]) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import onnx_ir as ir
 from onnx import ModelProto, inliner
 
 from optimize import rewriting
@@ -84,7 +85,7 @@ def coverage(
     )
     macs = Counter[bool]()
     for weighted in trained:
-        macs[weighted.multiplies_low] += sum(_macs(weighted, one) for one in ran[numbers[weighted.node]])
+        macs[weighted.multiplies_low] += sum(macs_of(weighted.node, one) for one in ran[numbers[weighted.node]])
     fp32 = [weighted.name for weighted in trained if not weighted.stored_low]
     reasons = {name: reason for name, reason in (refusals or {}).items() if name in fp32}
     return Coverage(
@@ -125,15 +126,9 @@ def planned_share(before: ModelProto, after: ModelProto, plan: Mapping[str, Choi
     return (sum(done.values()) / total if total else float(not missed)), missed
 
 
-def _origin(name: str, nodes: Iterable[str]) -> str:
-    """Which of ``nodes`` a node was made from, by its name, or "": the longest that fits, as names may nest."""
-    made_from = [node for node in nodes if name == node or name.startswith(f"{node}/")]
-    return max(made_from, key=len, default="")
-
-
-def _macs(weighted: Weighted, ran: Ran) -> int:
+def macs_of(node: ir.Node, ran: Ran) -> int:
     """Multiply-accumulates with weights of one time that an operator ran."""
-    node, output = weighted.node, prod(ran.outputs[0]) if ran.outputs else 0
+    output = prod(ran.outputs[0]) if ran.outputs else 0
     match node.op_type:
         case "LSTM" | "GRU" | "RNN" | "DynamicQuantizeLSTM":  # (time, batch, features): every weight at every step
             return prod(ran.inputs[0][:2]) * (prod(ran.inputs[1]) + prod(ran.inputs[2]))
@@ -148,6 +143,12 @@ def _macs(weighted: Weighted, ran: Ran) -> int:
         case _:  # a matrix product: every element of the result sums over the inner axis
             transposed = node.attributes["transA"].as_int() if "transA" in node.attributes else 0
             return output * ran.inputs[0][-2 if transposed else -1]
+
+
+def _origin(name: str, nodes: Iterable[str]) -> str:
+    """Which of ``nodes`` a node was made from, by its name, or "": the longest that fits, as names may nest."""
+    made_from = [node for node in nodes if name == node or name.startswith(f"{node}/")]
+    return max(made_from, key=len, default="")
 
 
 def _multiplies(weighted: Weighted) -> bool:

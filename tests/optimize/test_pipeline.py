@@ -83,6 +83,29 @@ def test_every_stage_is_measured_and_the_model_published(report: Report, options
     assert saved == report
 
 
+def test_the_report_says_where_the_time_goes(report: Report, options: Options) -> None:
+    assert report.published is not None
+    assert [profile.stage for profile in report.profiles] == ["student_onnx_fp32", report.published.stage]
+    assert all(profile.verdict and profile.parts for profile in report.profiles)
+    folder = options.artifacts / "sine" / "gru"
+    assert all(profile.verdict in (folder / "report.md").read_text() for profile in report.profiles)
+    kept = json.loads((folder / "profile.json").read_text())
+    assert {found["batch"] for found in kept["profiles"]} == {1, 16}
+
+
+def test_what_cannot_be_profiled_is_published_all_the_same(
+    recipe: Recipe, options: Options, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("this graph cannot be profiled")
+
+    monkeypatch.setattr("optimize.profiler.stages.profile_stages", refuse)
+    again = pipeline.run(recipe, None, replace(options, artifacts=tmp_path))
+    assert again.published is not None
+    assert again.profiles == []
+    assert (tmp_path / "sine" / "gru" / "report.html").exists()
+
+
 def test_the_plan_is_followed_in_both_profiles(report: Report) -> None:
     assert report.plan["/gru/GRU"]["method"] == "static"
     int8, beside = report.stage("student_onnx_int8"), report.stage("student_onnx_int8_throughput")
