@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .venv-peers
 # A package index with CPU-only torch (gigabytes less), for example
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-compare peers clean
 
 setup: $(VENV)/.ready
 
@@ -32,5 +33,18 @@ lint: setup
 bench: setup
 	$(BIN)/python -m loadtest.bench
 
+# make bench-compare OLD=before/report.json NEW=artifacts/load_forecast/lstm/report.json
+bench-compare: setup
+	$(BIN)/python -m loadtest.compare $(OLD) $(NEW)
+
+peers: setup $(PEERS)/.ready
+	$(BIN)/python -m loadtest.peers
+
+$(PEERS)/.ready: loadtest/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(if $(TORCH_INDEX),$(PEERS)/bin/python -m pip install --quiet --index-url $(TORCH_INDEX) 'torch==2.13.*')
+	$(PEERS)/bin/python -m pip install --quiet -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) artifacts build *.egg-info
+	rm -rf $(VENV) $(PEERS) artifacts build *.egg-info
