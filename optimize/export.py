@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,14 +21,16 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from optimize import adopt, command, pipeline, recipes
+from optimize import adopt, command, pipeline, recipes, tracking
 from optimize.adopt.asked import Asked
 from optimize.errors import UserError
 from optimize.quantize.method import PROFILES
+from optimize.recipes import Recipe
 from optimize.report import Report
 
 OF_RECIPES = (
-    "model", "recipe", "variant", "data", "checkpoints", "threads", "distill", "retune", "device", "candidate"
+    "model", "recipe", "variant", "data", "checkpoints", "threads", "distill", "retune", "device", "candidate",
+    "mlflow",
 )  # fmt: skip
 OF_ONNX = ("states", "name", "lengths", "batch_axis", "chunk", "constant", "chunk_matters", "calibration")
 
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--candidate", action="store_true", help="serve it beside the live version: see python -m optimize.release"
     )
     parser.add_argument("--rounds", type=int, default=200, metavar="N", help="timed calls of each stage (default: 200)")
+    parser.add_argument("--mlflow", metavar="URI", help="log the run there: sqlite:///FILE or a server's http://...")
     _add_onnx(parser)
     options = parser.parse_args(arguments)
     _refuse_mixed(parser, options)
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = recipes.load(options.model, options.recipe)
     if options.threads:
         torch.set_num_threads(options.threads)
-    with command.progress() as progress:
+    with command.progress() as progress, _recorded(recipe, options):
         report = pipeline.run(
             recipe,
             options.variant,
@@ -145,6 +149,18 @@ def _refuse_mixed(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             if options.onnx
             else f"{option} is for a model from elsewhere; name its file with --onnx, or leave it out"
         )
+
+
+def _recorded(recipe: Recipe, options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Logs the run if that was asked for."""
+    if not options.mlflow:
+        return nullcontext()
+    variant, _ = recipe.variant(options.variant)
+    asked = ("quantize", "distill", "retune", "profile", "device", "candidate", "rounds")
+    parameters = {name: getattr(options, name) for name in asked}
+    return tracking.recorded(
+        options.mlflow, recipe.name, variant, options.artifacts / recipe.name / variant, parameters
+    )
 
 
 def _adopted(options: argparse.Namespace, progress: Progress) -> adopt.Adopted:
