@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def line(known: Measured) -> str:
     if known.refused:
         return f"  refused  {known.candidate}"
     least = "at least " if reading.bound == Bound.GENERATOR else ""
-    return f"{least}{reading.level:5}, p99 {reading.p99_ms:7.2f} ms  {known.candidate}"
+    p99 = f", p99 {reading.p99_ms:7.2f} ms" if math.isfinite(reading.p99_ms) else ""
+    return f"{least}{reading.level:5}{p99}  {known.candidate}"
 
 
 def verdict(result: Result) -> list[str]:
@@ -74,8 +76,9 @@ def verdict(result: Result) -> list[str]:
         rounds = zip(result.duel.present, result.duel.challenger, strict=True)
         lines.append(f"best:    {result.winner}")
         lines.append(f"{result.unit}, in turns: {', '.join(f'{ours} -> {theirs}' for ours, theirs in rounds)}")
+        better = f"better by {result.duel.gain:.0%}" if math.isfinite(result.duel.gain) else "the present one gave none"
         lines.append(
-            f"better by {result.duel.gain:.0%}: written to {result.written}; python -m optimize.export publishes it"
+            f"{better}: written to {result.written}; python -m optimize.export publishes it"
             if result.written
             else "that is within the noise: nothing was written"
         )
