@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import json_format
 
 from optimize.errors import UserError
+from optimize.specs import ServingSpec
 from serving import canary
+from serving.config import ServerConfig
+from serving.heartbeats import Heartbeats
 from serving.launcher import Server
 from serving.probes import Probes
 from tests import tiny_models
 from tests.tiny_models import TinyModel
+
+CACHED = ServingSpec(response_cache=True)
 
 
 def asked(model: TinyModel) -> dict[str, Any]:
     return canary.request(json_format.MessageToDict(model.config, preserving_proto_field_name=True))
 
 
-def test_the_smallest_request() -> None:
-    assert asked(tiny_models.sums()) == {
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1, 2], "data": [0, 0]}],
-        "outputs": [{"name": "total"}],
-    }
+def test_a_small_request() -> None:
+    body = asked(tiny_models.sums())
+    (x,) = body["inputs"]
+    assert (x["name"], x["datatype"], x["shape"], len(x["data"])) == ("x", "FP32", [1, 8, 2], 16)
+    assert all(-1 <= value <= 1 for value in x["data"])
+    assert body["outputs"] == [{"name": "total"}]
+
+
+@pytest.mark.parametrize("model", [tiny_models.double(), tiny_models.lookup()], ids=lambda model: model.spec.name)
+def test_requests_are_not_alike(model: TinyModel) -> None:
+    """Whole numbers are drawn from few, so several rows of them are asked for: 256 requests in all, of 8 rows."""
+    assert len({json.dumps(asked(model)) for _ in range(60)}) > 30
+
+
+def test_the_response_cache_does_not_answer_for_a_dead_worker(tmp_path: Path) -> None:
+    for model in (tiny_models.double(serving=CACHED), tiny_models.lookup(serving=CACHED)):
+        model.write(tmp_path)
+    with Server(ServerConfig(tmp_path, http_port=0, grpc_port=0, metrics_port=0)) as server:
+        assert server.watchman is not None
+        for name in ("double", "lookup"):
+            assert [canary.refusal(server.http, name) for _ in range(5)] == [None] * 5
+        server.watchman.stop()  # it would replace them
+        for beat in Heartbeats(server.log.parent.name).read():
+            os.kill(beat.pid, signal.SIGKILL)
+        for name in ("double", "lookup"):
+            refusals = [canary.refusal(server.http, name) for _ in range(5)]
+            assert sum("not healthy" in (why or "") for why in refusals) >= 4, refusals
 
 
 def test_a_stream_is_begun_and_ended_at_once() -> None:
     body = asked(tiny_models.listen())
     assert body["parameters"] == {"sequence_id": "seqserve-canary", "sequence_start": True, "sequence_end": True}
-    assert [(entry["datatype"], set(entry["data"])) for entry in body["inputs"]] == [("INT16", {1}), ("INT32", {1})]
+    assert [(entry["datatype"], entry["shape"]) for entry in body["inputs"]] == [("INT16", [1, 16]), ("INT32", [1, 1])]
+    assert all(value in (1, 2) for entry in body["inputs"] for value in entry["data"])
 
 
 def test_every_model_answers(triton: Server) -> None:
