@@ -100,7 +100,10 @@ def repeat(ledger: Ledger, lost: SessionLost, replay: Replay | None) -> Generato
                     raise ConnectionLost(str(reply.said))
                 if isinstance(reply.said, ClientError):
                     raise _Hopeless(f"what was answered once is refused now: {reply.said}")
-            return ledger.received((yield Ask(owed, _left_s(end_s))))
+            reply = yield Ask(owed, _left_s(end_s))
+            if not past and isinstance(reply.said, _PASSING):  # a first chunk: to the ledger it was never begun
+                raise ConnectionLost(str(reply.said))
+            return ledger.received(reply)
         except _Hopeless as error:
             raise ledger.given_up(lost, str(error)) from None
         except _PASSING as error:

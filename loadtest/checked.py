@@ -138,10 +138,7 @@ async def talk(
                 await speaker.speak(session, utterance, tally, chunk_s)
             tally.finished += 1
         except SessionLost as error:
-            if error.answered:
-                tally.lost += 1
-            else:  # it had no state yet
-                tally.refuse(error)
+            tally.lost += 1
             if replay:
                 tally.example(str(error))
         except REFUSALS as error:

@@ -175,7 +175,7 @@ RECIPE = Recipe(
             serving=ServingSpec(response_cache=True),
             tolerances=Tolerances(parity_int8=0.05),
             networks={
-                "teacher": network(TEACHER, epochs=8, learning_rate=8e-4),
+                "teacher": network(TEACHER, epochs=16, learning_rate=1.5e-3),
                 "student": network(STUDENT, epochs=12, learning_rate=2e-3, soft_weight=0.8),
                 "undistilled": network(STUDENT, epochs=12, learning_rate=2e-3),  # the student's settings
                 "late": network(
@@ -187,14 +187,14 @@ RECIPE = Recipe(
                 "text_only": network(
                     replace(TEACHER, fusion="text"),
                     "the teacher's branch that reads reviews, alone",
-                    epochs=8,
-                    learning_rate=8e-4,
+                    epochs=16,
+                    learning_rate=1.5e-3,
                 ),
                 "clicks_only": network(
                     replace(TEACHER, fusion="clicks"),
                     "the teacher's branch that reads events, alone",
-                    epochs=8,
-                    learning_rate=8e-4,
+                    epochs=16,
+                    learning_rate=1.5e-3,
                 ),
             },
         )

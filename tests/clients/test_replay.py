@@ -85,6 +85,16 @@ def test_it_may_be_lost_again_and_again(server: ScriptedTriton, act: Act) -> Non
     assert len({seen["sequence"] for seen in server.seen}) > 4
 
 
+@pytest.mark.parametrize("fault", ["die", "close", "abort", "full", "forget"])
+def test_a_first_chunk_may_be_lost_when_it_is_sent_again(server: ScriptedTriton, act: Act, fault: str) -> None:
+    server.faults = {0: "die", 1: fault}
+
+    async def story(s: Open) -> None:
+        assert [await s.send(1), await s.finish(2)] == [1, 3]
+
+    act(story)
+
+
 def test_the_caller_may_use_its_array_again(server: ScriptedTriton, act: Act) -> None:
     server.faults = {2: "die"}
 
