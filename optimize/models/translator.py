@@ -150,8 +150,9 @@ class Translator(Looping):
         mirrored, _ = self.backwards(self._embed(torch.gather(source, 1, mirror)))
         backward = torch.gather(mirrored, 1, mirror.unsqueeze(2).expand(-1, -1, mirrored.shape[2]))
         values = self.dropout(torch.cat([onward, backward], dim=2))
-        share = mask.unsqueeze(2).to(values.dtype)
-        mean = (values * share).sum(1) / share.sum(1).clamp(min=1)
+        share = mask.unsqueeze(1).to(values.dtype)
+        # A product adds in the same order in any company; ONNX Runtime's ReduceSum does not.
+        mean = (share @ values).squeeze(1) / share.sum(2).clamp(min=1)
         return Memory(self.key(values), values, mask), State(torch.tanh(self.first(mean)))
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
