@@ -22,8 +22,9 @@ demo: setup
 	$(BIN)/python -m optimize.export --quantize
 	$(BIN)/python -m serving.demo
 
+# Most tests wait for real servers, so more of them run at once than there are cores; those of a file share theirs.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

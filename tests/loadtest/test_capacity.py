@@ -136,7 +136,6 @@ def test_a_limit_that_no_server_meets(streaming: Server) -> None:
     [
         (["--model", "nothing"], "unknown model: 'nothing'"),
         (["--model", "double"], "give --p99-ms"),
-        (["--model", "lookup", "--p99-ms", "9"], "give requests with --inputs"),
         (["--audio", "/no/such.wav"], "'/no/such.wav' cannot be read"),
         (["--json", "/no/such/folder/x.json"], "create it first"),
         (["--address", "somewhere"], "expected HOST:PORT"),

@@ -199,7 +199,7 @@ def result(measured: tuple[Measured, ...], **more: object) -> Result:
     return Result(**{**values, "measured": measured, **more})  # type: ignore[arg-type]
 
 
-@given(st.lists(MEASURED, max_size=4))
+@given(MEASURED)
 def test_the_front_beats_everything_and_nothing_in_it_is_beaten(measured: list[Measured]) -> None:
     runs = [run for known in measured for run in known.reading.runs if run.sustained]
     front = [point.run for point in result(tuple(measured)).front]
