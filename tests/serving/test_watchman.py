@@ -229,7 +229,7 @@ def test_a_worker_that_dies_before_its_reload_is_over_is_not_forgotten(scene: Sc
 
 
 def test_looking_goes_on_after_a_look_that_failed(scene: Scene, monkeypatch: Any) -> None:
-    monkeypatch.setattr(watchman, "LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(watchman, "LOOK_EVERY_S", 0.1)  # 8 of them without a beat, and a worker counts as stopped
     failures = iter([OSError("no memory"), ValueError("odd")])
     read = scene.read
 

@@ -81,6 +81,7 @@ def test_one_that_is_refused_keeps_no_other_from_it() -> None:
     model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     x = np.random.default_rng(1).normal(size=(16, 16, 8)).astype(np.float32)
     choices = tune(model, Split({"x": x}, {}, np.arange(16)), rounds=5).choices["invariant"]
-    assert "stride" in choices["strided"].reason
+    assert choices["strided"].method == "fp32"
+    assert "stride" in choices["strided"].reason or "together" in choices["strided"].reason  # a busy machine may say so
     assert "measured" in choices["plain"].reason
     assert "measured" in choices["also"].reason
