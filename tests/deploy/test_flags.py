@@ -32,7 +32,7 @@ def compose() -> tuple[str, list[str]]:
 
 
 def expected(repository: str, host: str, ports: Ports, key: str, models: list[str]) -> list[str]:
-    config = ServerConfig(Path(repository), host)
+    config = ServerConfig(Path(repository), host, health_port=0)  # somebody watches
     installed = Installation(ROOT / "bin" / "tritonserver", ROOT / "backends", ROOT / "caches")
     line = command_line(config, installed, ports, models, "id", key)
     # Prometheus is on another machine than Triton, whatever the host.
