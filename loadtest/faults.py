@@ -33,7 +33,6 @@ from loadtest.hosted import Hosted
 from serving.heartbeats import Heartbeat, Heartbeats
 
 ANSWER_S = 60.0  # for an answer or a refusal, in the middle of whatever else goes on
-NOT_FINITE = ("nan", "inf")  # how requests with such a value are called, see ``garbage``
 ENDLESS = 4  # streams without END at a time
 UNREAD = 200  # chunks whose answers nobody reads
 LEFT_FREE = 0.5  # of shared memory, whatever the limit: this machine may have other uses for it
@@ -125,19 +124,18 @@ def reuse_ids(scene: Scene) -> str:
 
 
 def send_garbage(scene: Scene) -> str:
-    """Every kind, to every model, and every one must be refused; a model may know what to make of NaN or infinity, but
-    then its answer is finite."""
+    """Every kind, to every model, and every one must be refused.
+
+    Triton 2.51 keeps errors in its response cache, as answers without outputs, which the clients refuse too.
+    """
     refused = 0
     with _asking(scene) as ask:
         for signature in scene.signatures:
             for what, inputs, options in garbage(signature):
                 said = ask(signature.model, inputs, **options)
-                if isinstance(said, InferenceServerException):
-                    refused += 1
-                elif not (
-                    what.startswith(NOT_FINITE) and said and all(np.isfinite(each).all() for each in said.values())
-                ):
+                if said and not isinstance(said, InferenceServerException):
                     raise WrongAnswer(f"model '{signature.model}' answered a request with {what}")
+                refused += 1
     return f"{refused} requests refused"
 
 
