@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tritonclient.utils import InferenceServerException
+import grpc  # type: ignore[import-untyped]
 
 from clients.calls import Call, Chunk
 from clients.errors import (
@@ -19,13 +19,13 @@ from clients.errors import (
 )
 from clients.transport import late, lost, refused, unreachable
 
-_KINDS: dict[str, type[ClientError]] = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "RESOURCE_EXHAUSTED": InvalidRequest,  # by a proxy: too large
-    "UNAUTHENTICATED": InvalidRequest,
-    "NOT_FOUND": ModelNotFound,
-    "DEADLINE_EXCEEDED": DeadlineExceeded,
-    "UNAVAILABLE": ServerUnavailable,
+_KINDS: dict[grpc.StatusCode, type[ClientError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: InvalidRequest,  # by a proxy: too large
+    grpc.StatusCode.UNAUTHENTICATED: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: ModelNotFound,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
 }
 
 # What the onnxruntime backend says of requests that it turns away, status UNAVAILABLE.
@@ -39,10 +39,11 @@ _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution fai
 _BROKEN = ("Socket closed", "Stream removed", "reset by peer", "Broken pipe", "GOAWAY", "End of TCP stream")
 
 
-def failure(error: InferenceServerException, call: Call | Chunk, address: str, deadline_s: float) -> ClientError:
+def failure(
+    status: grpc.StatusCode, details: str | None, call: Call | Chunk, address: str, deadline_s: float
+) -> ClientError:
     """The error for a call that gRPC, or the server by a gRPC status, ended."""
-    status, said = str(error.status()).removeprefix("StatusCode."), error.message() or "no reason given"
-    kind = _KINDS.get(status, ServerError)
+    kind, said = _KINDS.get(status, ServerError), details or "no reason given"
     if kind is DeadlineExceeded:
         return late(call, address, deadline_s)
     if kind is ServerUnavailable and any(phrase in said for phrase in _NEVER_CONNECTED):

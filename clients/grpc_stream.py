@@ -1,7 +1,7 @@
 """The chunks of one session over one bidirectional gRPC stream, on Triton's own protobuf service.
 
 tritonclient's ``start_stream`` is not used: it allows one stream a client, drops the request id of an error, and
-leaves a thread behind for every stream that is cancelled. Its service stub and its reader of answers are.
+leaves a thread behind for every stream that is cancelled.
 
 On a stream Triton reports a request's failure by words alone, without a status, so its words are sorted here.
 """
@@ -14,15 +14,11 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-import numpy as np
-import tritonclient.grpc as triton
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from clients.calls import Chunk, Reply
 from clients.errors import (
@@ -35,8 +31,8 @@ from clients.errors import (
     SessionLost,
 )
 from clients.grpc_failures import NOT_RUN, failure
-from clients.signature import DATATYPES
-from clients.transport import answer, late, one_line, refused
+from clients.grpc_messages import outputs, tensors
+from clients.transport import late, one_line, refused
 
 CLOSE_S = 0.2  # for a stream that owes no answer to end of itself; then it is cancelled
 
@@ -50,21 +46,21 @@ _WORDS: list[tuple[re.Pattern[str], type[ClientError]]] = [
     (re.compile(r"\b(inputs?|expected|unexpected|shape|must|batch-size|conflicts)\b"), InvalidRequest),
 ]
 
+Metadata = Sequence[tuple[str, str]]
 _Item = Reply | ClientError  # a reply, or how the stream ended
 
 
 class GrpcStream:
     """Sync. Costs two threads while open: gRPC's, which sends, and one that reads, so that waiting can end in time."""
 
-    def __init__(self, channel: grpc.Channel, address: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, service: Any, address: str, metadata: Metadata) -> None:
         self._address = address
         self._requests: queue.Queue[Any] = queue.Queue()
         self._received: queue.Queue[Any] = queue.Queue()  # messages, then how the stream ended: code and details
         self._chunk: Chunk | None = None
         self._owed = 0
         requests = iter(self._requests.get, None)
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        self._call = stub.ModelStreamInfer(requests, metadata=tuple(headers.items()))
+        self._call = service.ModelStreamInfer(requests, metadata=metadata)
         self._reader = threading.Thread(target=self._read, name="clients.GrpcStream", daemon=True)
         self._reader.start()
 
@@ -106,12 +102,11 @@ class GrpcStream:
 class AsyncGrpcStream:
     """The same on asyncio: one task for each chunk that is under way."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, service: Any, address: str, metadata: Metadata) -> None:
         self._address = address
         self._chunk: Chunk | None = None
         self._exchange: asyncio.Task[_Item] | None = None
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        self._call = stub.ModelStreamInfer(metadata=tuple(headers.items()))
+        self._call = service.ModelStreamInfer(metadata=metadata)
 
     def put(self, chunk: Chunk) -> None:
         self._chunk = chunk
@@ -153,17 +148,14 @@ class AsyncGrpcStream:
 
 
 def _request(chunk: Chunk) -> Any:
-    message = service_pb2.ModelInferRequest(model_name=chunk.model, model_version=chunk.version, id=chunk.request)
+    message = tensors(chunk)
+    message.id = chunk.request
     message.parameters["sequence_id"].int64_param = chunk.sequence
     message.parameters["sequence_start"].bool_param = chunk.start
     message.parameters["sequence_end"].bool_param = chunk.end
     if chunk.deadline_s is not None:  # by this machine's clock, which the server compares only with itself
         message.parameters["timeout"].int64_param = math.ceil(chunk.deadline_s * 1e6)
         message.parameters["sent_us"].int64_param = time.monotonic_ns() // 1000
-    for name, array in chunk.inputs.items():
-        message.inputs.add(name=name, datatype=DATATYPES[np.dtype(array.dtype)], shape=array.shape)
-        raw = serialize_byte_tensor(array).item() if array.dtype == np.object_ and array.size else array.tobytes()
-        message.raw_input_contents.append(raw)
     return message
 
 
@@ -172,9 +164,8 @@ def _reply(message: Any, chunk: Chunk, address: str) -> Reply:
     response = message.infer_response
     if message.error_message:
         return Reply(response.id or chunk.request, _refusal(message.error_message, chunk, address))
-    names = [output.name for output in response.outputs]
     try:
-        said = answer(response.model_name, response.model_version, triton.InferResult(response), names, address)
+        said = outputs(response, response.model_name, address)
     except ClientError as error:
         return Reply(response.id, error)
     return Reply(response.id, said)
@@ -189,7 +180,7 @@ def _refusal(said: str, chunk: Chunk, address: str) -> ClientError:
 def _end(code: Any, details: str | None, chunk: Chunk, address: str) -> ClientError:
     if code is grpc.StatusCode.OK:
         return ConnectionLost("the server closed the stream")
-    error = failure(InferenceServerException(details or code.name, status=str(code)), chunk, address, CLOSE_S)
+    error = failure(code, details or code.name, chunk, address, CLOSE_S)
     if isinstance(error, ServerUnavailable):
         return error
     return ConnectionLost(f"the stream broke: {one_line(details or code.name).rstrip('.')}")

@@ -1,26 +1,21 @@
-"""Calls over gRPC, on tritonclient's sync and asyncio clients.
+"""Calls and streams over gRPC, sync and asyncio, on the service that tritonclient generates from Triton's protocol.
 
-One channel carries any number of requests at once; the sync transport may be shared between threads. The streams of
-sessions share a second channel, made for the first of them: tritonclient allows one stream a client.
+One channel carries any number of requests and of sessions' streams; the sync transport may be shared between threads.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-import tritonclient.grpc as triton
-from google.protobuf.json_format import MessageToJson
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import service_pb2_grpc
 
 from clients.access import PLAIN, Access
-from clients.calls import Call, Config, Infer, Statistics
+from clients.calls import Call
 from clients.errors import ClientError
 from clients.grpc_failures import failure
+from clients.grpc_messages import invocation, reply
 from clients.grpc_stream import AsyncGrpcStream, GrpcStream
-from clients.transport import answer, invocation
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -37,96 +32,65 @@ class GrpcTransport:
 
     def __init__(self, address: str, access: Access = PLAIN) -> None:
         self.address = address
-        self._headers, self._credentials = access.headers, _credentials(access)
-        self._client: Any = triton.InferenceServerClient(
-            address, creds=self._credentials, channel_args=_CHANNEL_OPTIONS
-        )
-        self._streams: grpc.Channel | None = None
-        self._opening = threading.Lock()
+        self._metadata = tuple(access.headers.items())
+        self._channel: grpc.Channel | None = _channel(grpc, address, access)
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def send(self, call: Call, deadline_s: float) -> Any:
-        self._check_open()
-        method, arguments = invocation(call, triton.InferInput)
+        _check_open(self._channel)
+        method, message = invocation(call)
         try:
-            result = getattr(self._client, method)(**arguments, headers=self._headers, client_timeout=deadline_s)
-        except InferenceServerException as error:
-            raise failure(error, call, self.address, deadline_s) from None
-        return _reply(result, call, self.address)
+            answered = getattr(self._service, method)(message, timeout=deadline_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise failure(error.code(), error.details(), call, self.address, deadline_s) from None
+        return reply(answered, call, self.address)
 
     def stream(self) -> GrpcStream:
-        self._check_open()
-        with self._opening:
-            if self._streams is None:
-                self._streams = _channel(grpc, self.address, self._credentials)
-        return GrpcStream(self._streams, self.address, self._headers)
+        _check_open(self._channel)
+        return GrpcStream(self._service, self.address, self._metadata)
 
     def close(self) -> None:
-        if self._streams is not None:
-            self._streams.close()
-        client, self._client = self._client, None
-        if client:
-            client.close()
-            del client  # whose end closes the channel once more: at the interpreter's exit that can wait for ever
-
-    def _check_open(self) -> None:
-        if self._client is None:
-            raise ClientError("this client is closed; connect again")
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
 
 
 class AsyncGrpcTransport:
     """The same on asyncio. Belongs to the event loop that is running when it is made."""
 
     def __init__(self, address: str, access: Access = PLAIN) -> None:
-        import tritonclient.grpc.aio as triton_aio  # not at the top: it must stay out of gevent programs
-
         self.address = address
-        self._headers, self._credentials = access.headers, _credentials(access)
-        self._client = triton_aio.InferenceServerClient(address, creds=self._credentials, channel_args=_CHANNEL_OPTIONS)
-        self._streams: grpc.aio.Channel | None = None
+        self._metadata = tuple(access.headers.items())
+        self._channel: grpc.aio.Channel | None = _channel(grpc.aio, address, access)
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def send(self, call: Call, deadline_s: float) -> Any:
-        method, arguments = invocation(call, triton.InferInput)
+        _check_open(self._channel)
+        method, message = invocation(call)
         try:
-            result = await getattr(self._client, method)(**arguments, headers=self._headers, client_timeout=deadline_s)
-        except InferenceServerException as error:
-            raise failure(error, call, self.address, deadline_s) from None
-        return _reply(result, call, self.address)
+            answered = await getattr(self._service, method)(message, timeout=deadline_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise failure(error.code(), error.details(), call, self.address, deadline_s) from None
+        return reply(answered, call, self.address)
 
     def stream(self) -> AsyncGrpcStream:
-        if self._streams is None:
-            self._streams = _channel(grpc.aio, self.address, self._credentials)
-        return AsyncGrpcStream(self._streams, self.address, self._headers)
+        _check_open(self._channel)
+        return AsyncGrpcStream(self._service, self.address, self._metadata)
 
     async def close(self) -> None:
-        if self._streams is not None:
-            await self._streams.close()
-        await self._client.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
 
-def _credentials(access: Access) -> grpc.ChannelCredentials | None:
-    if not access.tls:
-        return None
-    return grpc.ssl_channel_credentials(access.authorities.read_bytes() if access.authorities else None)
-
-
-def _channel(kind: Any, address: str, credentials: grpc.ChannelCredentials | None) -> Any:
+def _channel(kind: Any, address: str, access: Access) -> Any:
     """kind: the module grpc, or grpc.aio."""
-    if credentials is None:
+    if not access.tls:
         return kind.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return kind.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+    authorities = access.authorities.read_bytes() if access.authorities else None
+    return kind.secure_channel(address, grpc.ssl_channel_credentials(authorities), options=_CHANNEL_OPTIONS)
 
 
-def _reply(result: Any, call: Call, address: str) -> Any:
-    if isinstance(result, bool):
-        return result
-    if isinstance(call, Infer):
-        response = result.get_response()
-        names = [output.name for output in response.outputs]
-        return answer(call.model, response.model_version, result, names, address)
-    message = json.loads(MessageToJson(result, preserving_proto_field_name=True))
-    match call:
-        case Config():
-            return message["config"]
-        case Statistics():
-            return message.get("model_stats", [])
-    return message
+def _check_open(channel: Any) -> None:
+    if channel is None:
+        raise ClientError("this client is closed; connect again")

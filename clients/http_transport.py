@@ -13,12 +13,13 @@ from http.client import HTTPException
 from typing import Any
 
 import gevent
+import numpy as np
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
 from clients.access import PLAIN, Access
-from clients.calls import Call, Infer, Statistics, subject
+from clients.calls import Call, Config, Infer, Live, Metadata, Ready, Statistics, subject
 from clients.errors import (
     ClientError,
     DeadlineExceeded,
@@ -27,7 +28,8 @@ from clients.errors import (
     ServerError,
     ServerUnavailable,
 )
-from clients.transport import answer, invocation, late, lost, one_line, refused, unreachable
+from clients.signature import DATATYPES, Array
+from clients.transport import answer, late, lost, one_line, refused, unreachable
 
 _KINDS: dict[str, type[ClientError]] = {
     "400": InvalidRequest,
@@ -61,7 +63,7 @@ class HttpTransport:
         )
 
     def send(self, call: Call, deadline_s: float) -> Any:
-        method, arguments = invocation(call, triton.InferInput)
+        method, arguments = _invocation(call)
         timeout = gevent.Timeout(deadline_s)  # of the whole exchange; a socket's timeout starts anew with every read
         try:
             with timeout:
@@ -99,7 +101,7 @@ class AsyncHttpTransport:
         )
 
     async def send(self, call: Call, deadline_s: float) -> Any:
-        method, arguments = invocation(call, triton.InferInput)
+        method, arguments = _invocation(call)
         try:
             async with asyncio.timeout(deadline_s):
                 result = await getattr(self._client, method)(**arguments, headers=self._headers)
@@ -113,6 +115,36 @@ class AsyncHttpTransport:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _invocation(call: Call) -> tuple[str, dict[str, Any]]:
+    """The method of a call, on both of tritonclient's clients, and its arguments."""
+    match call:
+        case Live():
+            return "is_server_live", {}
+        case Ready(model=""):
+            return "is_server_ready", {}
+        case Ready(model, version):
+            return "is_model_ready", _named(model, version)
+        case Metadata(model, version):
+            return "get_model_metadata", _named(model, version)
+        case Config(model, version):
+            return "get_model_config", _named(model, version)
+        case Statistics():
+            return "get_inference_statistics", {}
+        case Infer(model, version, inputs):
+            tensors = [_tensor(name, array) for name, array in inputs.items()]
+            return "infer", {**_named(model, version), "inputs": tensors}
+
+
+def _named(model: str, version: str) -> dict[str, Any]:
+    return {"model_name": model, "model_version": version}
+
+
+def _tensor(name: str, array: Array) -> Any:
+    tensor = triton.InferInput(name, list(array.shape), DATATYPES[np.dtype(array.dtype)])
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 def _reply(result: Any, call: Call, address: str) -> Any:

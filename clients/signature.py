@@ -12,6 +12,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -104,19 +105,18 @@ class Signature:
 
     def checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The request's arrays in the model's order, contiguous. Raises InvalidRequest for the first that is wrong."""
-        known = {tensor.name: tensor for tensor in self.inputs}
-        for name in inputs:
-            if name not in known:
-                expected = ", ".join(self._describe(tensor) for tensor in self.inputs)
-                raise InvalidRequest(f"model '{self.model}' has no input '{name}'; its inputs are {expected}")
+        ordered: dict[str, Array] = {}
         for tensor in self.inputs:
-            if tensor.name not in inputs and not tensor.optional:
+            if tensor.name in inputs:
+                self._check_input(tensor, inputs[tensor.name])
+                ordered[tensor.name] = np.ascontiguousarray(inputs[tensor.name])
+            elif not tensor.optional:
+                self._check_names(inputs)
                 raise InvalidRequest(f"model '{self.model}' needs the input {self._describe(tensor)}; it was not given")
-        ordered = {name: inputs[name] for name in known if name in inputs}
-        for name, array in ordered.items():
-            self._check_input(known[name], array)
+        if len(ordered) < len(inputs):
+            self._check_names(inputs)
         self._check_batch(ordered)
-        return {name: np.ascontiguousarray(array) for name, array in ordered.items()}
+        return ordered
 
     def check_answer(self, outputs: Mapping[str, Array], rows: int | None) -> None:
         """Raise ServerError unless every promised output is there with its dtype and shape, for ``rows`` rows."""
@@ -134,6 +134,13 @@ class Signature:
         """How many rows a checked request has; None where the model has no batch axis."""
         return next((len(array) for array in inputs.values()), None) if self.max_batch else None
 
+    def _check_names(self, inputs: Mapping[str, Array]) -> None:
+        known = {tensor.name for tensor in self.inputs}
+        for name in inputs:
+            if name not in known:
+                expected = ", ".join(self._describe(tensor) for tensor in self.inputs)
+                raise InvalidRequest(f"model '{self.model}' has no input '{name}'; its inputs are {expected}")
+
     def _check_input(self, tensor: Tensor, array: Array) -> None:
         if not isinstance(array, np.ndarray):
             raise InvalidRequest(self._mismatch(tensor, type(array).__name__) + "; give a numpy array")
@@ -146,7 +153,7 @@ class Signature:
             lacks_batch = self.max_batch and _fits(array.shape, tensor.shape[1:])
             hint = "; add the batch axis with array[None]" if lacks_batch else ""
             raise InvalidRequest(self._mismatch(tensor, _kind_of(array)) + hint)
-        if expected.kind == "f" and not np.isfinite(array).all():
+        if expected.kind == "f" and not _is_finite(array):
             wrong = ~np.isfinite(array)
             place = tuple(int(index) for index in np.argwhere(wrong)[0])
             raise InvalidRequest(
@@ -235,6 +242,14 @@ def _vocabulary(model: str, config: Mapping[str, Any]) -> bytes:
             f"model '{model}': expected a file in base64 in the parameter '{VOCABULARY}' of its configuration; "
             "publish it again"
         ) from None
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all are finite. NaN and infinities survive a sum of squares, which is cheaper than to look at each.
+
+    Large numbers overflow it too, so only the good news is final.
+    """
+    return isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def _kind_of(array: Array) -> str:

@@ -1,17 +1,10 @@
-"""What the gRPC and the HTTP transport share: how calls are made on tritonclient, and what its failures mean.
-
-tritonclient has four clients (gRPC and HTTP, sync and async) whose methods and arguments are named alike, so a call
-is turned into a method's name and arguments once, here, and each transport only makes it and reads the result.
-"""
+"""What the gRPC and the HTTP transport share: how an answer's tensors are read, and what failures mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from clients.calls import Answer, Call, Chunk, Config, Infer, Live, Metadata, Ready, Statistics, subject
+from clients.calls import Answer, Call, Chunk, subject
 from clients.errors import (
     ClientError,
     ConnectionLost,
@@ -24,30 +17,10 @@ from clients.errors import (
     ServerUnavailable,
     TooManyStreams,
 )
-from clients.signature import DATATYPES, Array
+from clients.signature import Array
 
 # Triton answers "not found", or by gRPC "unavailable"; its words tell a wrong name from a model that is not loaded now.
 _NOT_READY = ("has no available versions", "is not at ready state", "is not ready")
-
-
-def invocation(call: Call, infer_input: Callable[[str, list[int], str], Any]) -> tuple[str, dict[str, Any]]:
-    """The tritonclient method of a call and its arguments. infer_input: the InferInput class of the protocol."""
-    match call:
-        case Live():
-            return "is_server_live", {}
-        case Ready(model=""):
-            return "is_server_ready", {}
-        case Ready(model, version):
-            return "is_model_ready", _named(model, version)
-        case Metadata(model, version):
-            return "get_model_metadata", _named(model, version)
-        case Config(model, version):
-            return "get_model_config", _named(model, version)
-        case Statistics():
-            return "get_inference_statistics", {}
-        case Infer(model, version, inputs):
-            tensors = [_tensor(infer_input, name, array) for name, array in inputs.items()]
-            return "infer", {**_named(model, version), "inputs": tensors}
 
 
 def answer(model: str, version: str, result: Any, names: list[str], address: str) -> Answer:
@@ -106,13 +79,3 @@ def late(call: Call | Chunk, address: str, deadline_s: float) -> DeadlineExceede
 def one_line(text: str) -> str:
     """A server's words without their line breaks: an error is one line."""
     return " ".join(text.split())
-
-
-def _named(model: str, version: str) -> dict[str, Any]:
-    return {"model_name": model, "model_version": version}
-
-
-def _tensor(infer_input: Callable[[str, list[int], str], Any], name: str, array: Array) -> Any:
-    tensor = infer_input(name, list(array.shape), DATATYPES[np.dtype(array.dtype)])
-    tensor.set_data_from_numpy(array)
-    return tensor

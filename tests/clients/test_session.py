@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import clients
 from clients import Answer, AsyncSession, Session
 from clients.calls import Reply
 from clients.grpc_stream import GrpcStream
+from clients.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from clients.signature import Array
 from tests.clients.scripted_triton import IDLE_LIMIT_S, ScriptedTriton, scripted
 
@@ -455,16 +457,18 @@ def test_a_stream_to_nobody(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def on_async(server: ScriptedTriton) -> None:
         async with await clients.aio.connect(server.address) as client:
-            monkeypatch.setattr(client._transport, "address", nobody)
+            transport = AsyncGrpcTransport(nobody)
+            monkeypatch.setattr(client._transport, "stream", transport.stream)
             async with client.stream("totals") as session:
                 await story(session)
+            await transport.close()
 
     with scripted() as server:
         if kind == "async":
             asyncio.run(on_async(server))
             return
-        with clients.connect(server.address) as client:
-            monkeypatch.setattr(client._transport, "address", nobody)
+        with clients.connect(server.address) as client, closing(GrpcTransport(nobody)) as transport:
+            monkeypatch.setattr(client._transport, "stream", transport.stream)
             with client.stream("totals") as session:
                 asyncio.run(story(session))
 
