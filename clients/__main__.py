@@ -10,8 +10,7 @@ import argparse
 import os
 import sys
 
-from clients import access, classify, detokenize, forecast, tokenize, transcribe, translate, value
-from clients.client import REQUEST_DEADLINE_S
+from clients import classify, detokenize, forecast, options, tokenize, transcribe, translate, value
 from optimize.errors import UserError
 
 COMMANDS = {
@@ -32,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
-        _add_server_arguments(command)
+        options.add_arguments(command)
         command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
     try:
-        options.run(options)
+        chosen.run(chosen)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,22 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its exit
         return 141
     return 0
-
-
-def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    server = parser.add_argument_group("server")
-    server.add_argument(
-        "--url", "--address", default="", metavar="HOST:PORT", help="default: 127.0.0.1, the protocol's usual port"
-    )
-    server.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
-    access.add_arguments(server)
-    server.add_argument(
-        "--deadline",
-        type=float,
-        default=REQUEST_DEADLINE_S,
-        metavar="SECONDS",
-        help="of the request; default: %(default)s",
-    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ import numpy as np
 
 from clients.client import Client
 from clients.errors import ServerError
+from clients.options import connected
 from clients.signature import Signature
 from clients.texts import NoTexts, Reading, answers
-from clients.translate import Sentence, add_text_arguments, blocks, connected
+from clients.translate import Sentence, add_text_arguments, blocks
 from optimize.data.subwords import normalise
 
 MODEL = "text_classification"

@@ -7,8 +7,9 @@ import json
 import sys
 
 from clients import json_body
+from clients.options import connected
 from clients.sentences import Wording
-from clients.translate import MODEL, connected
+from clients.translate import MODEL
 from optimize.errors import UserError
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clients import access, json_body
-from clients.client import CONNECT_DEADLINE_S, connect
+from clients import json_body
+from clients.options import connected
 from clients.signature import Array
 from optimize.data.electricity import (
     HISTORY_HOURS,
@@ -95,13 +95,7 @@ def run(options: argparse.Namespace) -> None:
         from clients import chart  # before the server is asked: a plot that cannot be drawn is known at once
 
         chart.check(options.plot)
-    with connect(
-        options.url,
-        protocol=options.protocol,
-        connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
-        request_deadline_s=options.deadline,
-        **access.arguments(options),
-    ) as client:
+    with connected(options) as client:
         answer = client.infer(options.model, window.request(), version=options.model_version)
     demand = answer.outputs.get("forecast")
     if demand is None or demand.shape != (1, HORIZON_HOURS):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 
 from clients import json_body
+from clients.options import connected
 from clients.texts import Reading
-from clients.translate import add_text_arguments, connected, given
+from clients.translate import add_text_arguments, given
 from optimize.errors import UserError
 
 add_arguments = add_text_arguments

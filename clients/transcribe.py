@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clients import access
-from clients.client import CONNECT_DEADLINE_S, Client, connect
+from clients.client import Client
 from clients.errors import ClientError, ModelNotFound, ModelNotReady
 from clients.listening import Heard, NotSpeech, chunk_samples, ended_on_failure, hear, summary, transcript
+from clients.options import connected
 from clients.recording import SAMPLE_RATE_HZ, Sound, open_file, open_raw
 from clients.replay import Replay
 from clients.signature import Signature
@@ -45,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the transcript that the command line asks for. Raises UserError."""
     sound = _open(options)
-    with connect(
-        options.url,
-        protocol=options.protocol,
-        connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
-        request_deadline_s=options.deadline,
-        **access.arguments(options),
-    ) as client:
+    with connected(options) as client:
         model = choose(client, options.model, options.chunk_ms)
         with client.stream(model, replay=REPLAY) as session, ended_on_failure(session):
             printer = (_Json if options.json else _Text)(session.signature, options.realtime)

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from clients import access
-from clients.client import CONNECT_DEADLINE_S, Client, connect
+from clients.client import Client
+from clients.options import connected
 from clients.sentences import Translation, Wording
 from clients.texts import answers
 from optimize.data.subwords import normalise
@@ -80,17 +80,6 @@ def translate(client: Client, wording: Wording, sentences: Iterable[Sentence]) -
         for index, found in zip(places, wording.translations(answer.outputs, answer.version), strict=True):
             answered[index] = Answered(sentences[index], found, latency_ms)
     return list(answered.values())
-
-
-def connected(options: argparse.Namespace) -> Client:
-    """A client for the server that the command line names."""
-    return connect(
-        options.url,
-        protocol=options.protocol,
-        connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
-        request_deadline_s=options.deadline,
-        **access.arguments(options),
-    )
 
 
 def given(texts: list[str]) -> Iterator[Sentence]:

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clients import access, json_body
-from clients.client import CONNECT_DEADLINE_S, connect
+from clients import json_body
 from clients.errors import ServerError
+from clients.options import connected
 from clients.signature import ANY_SIZE, Array, Signature
 from optimize.data import clickstream, texts
 from optimize.data.clickstream import Clicks
@@ -149,13 +149,7 @@ def run(options: argparse.Namespace) -> None:
     rows = read_events(options.events, options.customer, asked) if options.events else []
     if not rows and not normalise(text):
         raise UserError("there is neither a review nor an event; give --text with words in it, or --events")
-    with connect(
-        options.url,
-        protocol=options.protocol,
-        connect_deadline_s=min(options.deadline, CONNECT_DEADLINE_S),
-        request_deadline_s=options.deadline,
-        **access.arguments(options),
-    ) as client:
+    with connected(options) as client:
         reading = Reading.of(client.signature(options.model))
         clicks = clicks_of(rows, asked, reading, options.events)
         for note in notes(text, clicks, reading):

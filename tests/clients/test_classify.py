@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from clients.__main__ import main
 from optimize.data.texts import Tokenizer
 from optimize.specs import ModelSpec, TensorSpec
 from serving.config import ServerConfig
 from serving.launcher import Server
 from tests import tiny_bert, tiny_models
+from tests.clients.conftest import Command
 
 LABELS = ("short", "long")
 TEXTS = ["The novel is lovely.", "Lovely!", "The packaging was dreadful, and the delivery of it was awful too."]
@@ -78,34 +78,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tiny_models.double().write(repository)
     with Server(ServerConfig(repository, http_port=0, grpc_port=0, metrics_port=0, drain_timeout_s=2)) as running:
         yield running
-
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def ask(server: Server, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command against the server; what it printed."""
-
-    def run(*arguments: str) -> str:
-        assert main([arguments[0], "--address", server.grpc, *arguments[1:]]) == 0, capsys.readouterr().err
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def refused(server: Server, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command that must fail with one line on standard error; that line."""
-
-    def run(*arguments: str) -> str:
-        assert main([arguments[0], "--address", server.grpc, *arguments[1:]]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return run
 
 
 def test_labels_and_how_sure_the_model_is_in_the_order_asked(ask: Command) -> None:

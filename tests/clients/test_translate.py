@@ -21,7 +21,6 @@ import pytest
 import torch
 
 import clients
-from clients.__main__ import main
 from clients.sentences import Wording
 from clients.signature import Signature
 from optimize import fuse, onnx_export
@@ -35,6 +34,7 @@ from optimize.triton_config import to_config, to_text
 from serving.config import ServerConfig
 from serving.launcher import Server
 from tests import tiny_models
+from tests.clients.conftest import Command
 
 SENTENCES = [
     "I love this book.",
@@ -95,34 +95,6 @@ def expected() -> list[str]:
         texts.append(subwords.decode(found[0].tolist()))
     assert len(set(texts)) > 2
     return texts
-
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def ask(server: Server, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command against the server; what it printed."""
-
-    def run(*arguments: str) -> str:
-        assert main([arguments[0], "--address", server.grpc, *arguments[1:]]) == 0, capsys.readouterr().err
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def refused(server: Server, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command that must fail with one line on standard error; that line."""
-
-    def run(*arguments: str) -> str:
-        assert main([arguments[0], "--address", server.grpc, *arguments[1:]]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return run
 
 
 @pytest.fixture
