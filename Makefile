@@ -8,7 +8,7 @@ PEERS  := .venv-peers
 TORCH_INDEX ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test lint bench bench-compare peers clean
+.PHONY: setup demo test lint bench bench-quick bench-compare peers clean
 
 setup: $(VENV)/.ready
 
@@ -31,8 +31,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
-	$(BIN)/python -m loadtest.bench
+# Of every model that was exported, or of those in MODELS="load_forecast speech".
+bench bench-quick: setup
+	$(BIN)/python -m loadtest.bench $(if $(MODELS),--model $(MODELS)) $(if $(findstring quick,$@),--quick)
 
 # make bench-compare OLD=before/report.json NEW=artifacts/load_forecast/lstm/report.json
 bench-compare: setup

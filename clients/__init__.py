@@ -8,8 +8,8 @@
         with client.stream("speech") as session:  # a model with state: one session for one stream
             answer = session.send(chunk)
 
-``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE`` and
-``python -m clients transcribe FILE``.
+``clients.aio.connect`` is the same with ``await``. On the command line: ``python -m clients forecast --csv FILE``, and
+likewise transcribe, translate, classify, value, tokenize and detokenize.
 """
 
 from clients import aio

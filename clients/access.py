@@ -33,6 +33,8 @@ class Access:
             raise ClientError("a token must not travel in plain text; connect with tls=... (--tls or --tls-ca) too")
         if self.token and not _TOKEN.fullmatch(self.token):
             raise ClientError("the token: expected one printable word, its text and not the name of a file")
+        if not isinstance(self.tls, bool | Path):
+            raise ClientError(f"tls={self.tls!r}: expected True, or the Path of a PEM file, such as Path('ca.pem')")
         if isinstance(self.tls, Path):
             try:
                 ssl.create_default_context(cafile=self.tls)

@@ -38,7 +38,7 @@ class AsyncClient:
     def __init__(self, transport: AsyncTransport, request_deadline_s: float = REQUEST_DEADLINE_S) -> None:
         self.address = transport.address
         self._transport = transport
-        self._request_deadline_s = request_deadline_s
+        self.request_deadline_s = request_deadline_s
         self._conversations = Conversations()
 
     async def infer(
@@ -51,7 +51,7 @@ class AsyncClient:
         self, model: str, *, version: str = "", deadline_s: float | None = None, replay: bool | Replay = False
     ) -> AsyncSession:
         """See ``Client.stream``: ``async with client.stream("speech") as session``."""
-        deadline_s = self._request_deadline_s if deadline_s is None else deadline_s
+        deadline_s = self.request_deadline_s if deadline_s is None else deadline_s
         check_deadlines(deadline_s)
         if not isinstance(self._transport, AsyncStreamTransport):
             raise needs_grpc(self.address)
@@ -87,7 +87,7 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, conversation: Conversation[T], deadline_s: float | None) -> T:
-        clock = Countdown(self._request_deadline_s if deadline_s is None else deadline_s)
+        clock = Countdown(self.request_deadline_s if deadline_s is None else deadline_s)
         try:
             call = next(conversation)
             while True:

@@ -21,9 +21,8 @@ from clients.client import Client
 from clients.errors import ServerError
 from clients.options import connected
 from clients.signature import Signature
-from clients.texts import NoTexts, Reading, answers
-from clients.translate import Sentence, add_text_arguments, blocks
-from optimize.data.subwords import normalise
+from clients.texts import NoTexts, Reading, Sentence, answers, blocks
+from clients.translate import add_text_arguments
 
 MODEL = "text_classification"
 LABEL, LOG_PROBS = "label", "log_probs"
@@ -70,13 +69,8 @@ def classify(
 ) -> list[Class | None]:
     """Every text's class, None of an empty line; nothing is asked unless all of them can be. Raises UserError."""
     texts = list(texts)
-    encoded = {
-        index: reading.encode(text.text, text.name)
-        for index, text in enumerate(texts)
-        if normalise(text.text) or not text.line
-    }
     found: list[Class | None] = [None] * len(texts)
-    for places, answer, latency_ms in answers(client, reading, encoded):
+    for places, answer, latency_ms in answers(client, reading, texts):
         reading.require_version(answer.version)
         for index, label, log_probs in zip(places, answer[LABEL].ravel(), answer[LOG_PROBS], strict=True):
             if not 0 <= label < len(labels) == len(log_probs):

@@ -42,7 +42,7 @@ class Client:
     def __init__(self, transport: Transport, request_deadline_s: float = REQUEST_DEADLINE_S) -> None:
         self.address = transport.address
         self._transport = transport
-        self._request_deadline_s = request_deadline_s
+        self.request_deadline_s = request_deadline_s
         self._conversations = Conversations()
 
     def infer(
@@ -64,7 +64,7 @@ class Client:
         each chunk that names no deadline of its own. replay: keep the chunks and send them again when the stream is
         lost (``clients.replay``). Raises any of ``clients.errors``, InvalidRequest where the model keeps no state.
         """
-        deadline_s = self._request_deadline_s if deadline_s is None else deadline_s
+        deadline_s = self.request_deadline_s if deadline_s is None else deadline_s
         check_deadlines(deadline_s)
         if not isinstance(self._transport, StreamTransport):
             raise needs_grpc(self.address)
@@ -100,7 +100,7 @@ class Client:
         self.close()
 
     def _run(self, conversation: Conversation[T], deadline_s: float | None) -> T:
-        clock = Countdown(self._request_deadline_s if deadline_s is None else deadline_s)
+        clock = Countdown(self.request_deadline_s if deadline_s is None else deadline_s)
         try:
             call = next(conversation)
             while True:

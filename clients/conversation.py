@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from clients.calls import Answer, Call, Config, Infer, Live, Metadata, Ready, Statistics
-from clients.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, ModelNotReady, ServerUnavailable
+from clients.errors import (
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    ServerUnavailable,
+)
 from clients.signature import Array, Signature
 
 T = TypeVar("T")
@@ -48,8 +55,14 @@ class Conversations:
                 f"no Triton server answers at {address} within {deadline_s:.3g} s; is that address right, and its "
                 "machine up? 'python -m serving' starts a server here"
             ) from None
-        if not live:
-            raise ServerUnavailable(f"{address} does not answer as a live Triton server; see that server's log")
+        if live:
+            return
+        why = "see that server's log"
+        try:
+            yield Statistics()  # over HTTP, the words of a refusal come only with the other calls
+        except ClientError as error:
+            why = str(error)
+        raise ServerUnavailable(f"{address} does not answer as a live Triton server; {why}")
 
     def ready(self, model: str, version: str) -> Conversation[bool]:
         return bool((yield Ready(model, version)))

@@ -5,6 +5,8 @@ One channel carries any number of requests and of sessions' streams; the sync tr
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -87,8 +89,9 @@ def _channel(kind: Any, address: str, access: Access) -> Any:
     """kind: the module grpc, or grpc.aio."""
     if not access.tls:
         return kind.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    authorities = access.authorities.read_bytes() if access.authorities else None
-    return kind.secure_channel(address, grpc.ssl_channel_credentials(authorities), options=_CHANNEL_OPTIONS)
+    authorities = access.authorities or ssl.get_default_verify_paths().cafile  # gRPC would trust its own by default
+    roots = Path(authorities).read_bytes() if authorities else None
+    return kind.secure_channel(address, grpc.ssl_channel_credentials(roots), options=_CHANNEL_OPTIONS)
 
 
 def _check_open(channel: Any) -> None:

@@ -63,11 +63,11 @@ class HttpTransport:
         )
 
     def send(self, call: Call, deadline_s: float) -> Any:
-        method, arguments = _invocation(call)
+        method, arguments = _invocation(call)  # tritonclient writes into the headers that it is given: a copy, then
         timeout = gevent.Timeout(deadline_s)  # of the whole exchange; a socket's timeout starts anew with every read
         try:
             with timeout:
-                result = getattr(self._client, method)(**arguments, headers=self._headers)
+                result = getattr(self._client, method)(**arguments, headers=dict(self._headers))
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
@@ -104,7 +104,7 @@ class AsyncHttpTransport:
         method, arguments = _invocation(call)
         try:
             async with asyncio.timeout(deadline_s):
-                result = await getattr(self._client, method)(**arguments, headers=self._headers)
+                result = await getattr(self._client, method)(**arguments, headers=dict(self._headers))
         except TimeoutError:
             raise late(call, self.address, deadline_s) from None
         except self._unconnected as error:

@@ -123,9 +123,10 @@ class Ledger:
         return self.keep > 0 and len(self._kept) == self.answered and self._owed is not None and not self.closed
 
     def repeated(self) -> list[Chunk]:
-        """All that was answered, and what was not, as the chunks of a new stream; the session is open again."""
+        """All that was answered, and what was not, as the chunks of a new stream; unless closed, the session is open
+        again."""
         assert self._owed is not None
-        self._over, self.sequence = "", draw_sequence()
+        self._over, self.sequence = self._over if self.closed else "", draw_sequence()
         chunks = [
             replace(chunk, request=self._request(), sequence=self.sequence, start=not place, deadline_s=None)
             for place, chunk in enumerate([*self._kept, self._owed])

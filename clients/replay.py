@@ -101,7 +101,7 @@ def repeat(ledger: Ledger, lost: SessionLost, replay: Replay | None) -> Generato
                 if isinstance(reply.said, ClientError):
                     raise _Hopeless(f"what was answered once is refused now: {reply.said}")
             reply = yield Ask(owed, _left_s(end_s))
-            if not past and isinstance(reply.said, _PASSING):  # a first chunk: to the ledger it was never begun
+            if isinstance(reply.said, _PASSING):  # to the ledger it would be refused, and so no longer owed
                 raise ConnectionLost(str(reply.said))
             return ledger.received(reply)
         except _Hopeless as error:

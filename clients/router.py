@@ -11,8 +11,8 @@ zero byte and the user's id, both in UTF-8, are less than ``split`` * 2**64. So 
 machines and for ever; raising the split moves nobody out of the candidate; and another salt, which every test should
 have, chooses other users.
 
-The candidate is a model of its own, ``<name>.candidate`` (``python -m optimize.export --candidate`` publishes one), and
-the control is whatever version is live. Where two versions of one model are loaded, name them:
+The candidate is a model of its own, ``<name>.candidate`` (``python -m optimize.export --quantize --candidate``
+publishes one), and the control is whatever version is live. Where two versions of one model are loaded, name them:
 ``control=Target("m", "1"), candidate=Target("m", "2")``; then callers who name no version get the higher one.
 
 A candidate that is not served (any more: it was promoted, or withdrawn) did not run, so its users are asked of the
@@ -29,16 +29,16 @@ from typing import Generic, Literal, TypeVar
 
 from clients.aio import AsyncClient
 from clients.calls import Answer
-from clients.client import Client
+from clients.client import Client, Countdown
 from clients.errors import InvalidRequest, ModelNotFound, ModelNotReady
 from clients.signature import Array
 from optimize.specs import candidate_of
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Client | AsyncClient)
 ArmName = Literal["control", "candidate"]
 ARMS: tuple[ArmName, ...] = ("control", "candidate")
 
-_NOT_SERVED = (ModelNotFound, ModelNotReady)  # the errors after which asking again is safe: the model did not run
+_NOT_SERVED = (ModelNotFound, ModelNotReady)
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class _Routes(Generic[C]):
         }
         self._warned = False
 
+    def _clock(self, deadline_s: float | None) -> Countdown:
+        """Of both arms together, where the control has to step in."""
+        return Countdown(self._client.request_deadline_s if deadline_s is None else deadline_s)
+
     def _fall_back(self, arm: ArmName, error: Exception) -> None:
         """Said once, in the log. Raises the error if it is the control that is not served."""
         if arm == "control":
@@ -115,14 +119,14 @@ class Router(_Routes[Client]):
 
     def infer(self, user: str, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> Routed:
         """The answer of the user's arm. Raises what ``Client.infer`` does."""
-        arm = self.assignment.arm(user)
+        arm, clock = self.assignment.arm(user), self._clock(deadline_s)
         try:
-            return Routed(user, arm, self._ask(arm, inputs, deadline_s))
+            return Routed(user, arm, self._ask(arm, inputs, clock.left_s()))
         except _NOT_SERVED as error:
             self._fall_back(arm, error)
-            return Routed(user, arm, self._ask("control", inputs, deadline_s), fell_back=True)
+            return Routed(user, arm, self._ask("control", inputs, clock.left_s()), fell_back=True)
 
-    def _ask(self, arm: ArmName, inputs: Mapping[str, Array], deadline_s: float | None) -> Answer:
+    def _ask(self, arm: ArmName, inputs: Mapping[str, Array], deadline_s: float) -> Answer:
         target = self.targets[arm]
         return self._client.infer(target.model, inputs, version=target.version, deadline_s=deadline_s)
 
@@ -132,13 +136,13 @@ class AsyncRouter(_Routes[AsyncClient]):
 
     async def infer(self, user: str, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> Routed:
         """See ``Router.infer``."""
-        arm = self.assignment.arm(user)
+        arm, clock = self.assignment.arm(user), self._clock(deadline_s)
         try:
-            return Routed(user, arm, await self._ask(arm, inputs, deadline_s))
+            return Routed(user, arm, await self._ask(arm, inputs, clock.left_s()))
         except _NOT_SERVED as error:
             self._fall_back(arm, error)
-            return Routed(user, arm, await self._ask("control", inputs, deadline_s), fell_back=True)
+            return Routed(user, arm, await self._ask("control", inputs, clock.left_s()), fell_back=True)
 
-    async def _ask(self, arm: ArmName, inputs: Mapping[str, Array], deadline_s: float | None) -> Answer:
+    async def _ask(self, arm: ArmName, inputs: Mapping[str, Array], deadline_s: float) -> Answer:
         target = self.targets[arm]
         return await self._client.infer(target.model, inputs, version=target.version, deadline_s=deadline_s)

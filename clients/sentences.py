@@ -15,11 +15,12 @@ from typing import Self
 
 from clients.errors import ServerError
 from clients.signature import Array, Signature
-from clients.texts import LENGTHS, Reading
+from clients.texts import Reading
 from optimize.data.subwords import END
 from optimize.errors import UserError
+from optimize.specs import LENGTHS, OUTPUT_LENGTHS
 
-SOURCE, TOKENS, OUTPUT_LENGTHS, SCORE = "source", "tokens", "output_lengths", "score"
+SOURCE, TOKENS, SCORE = "source", "tokens", "score"
 
 
 def translates(signature: Signature) -> bool:

@@ -151,6 +151,11 @@ class Session:
         except StopIteration as finished:
             answer: Answer = finished.value
             return answer
+        except ClientError:
+            raise
+        except BaseException:  # between two streams: neither has the whole past
+            ledger.given_up(lost, "it was interrupted")
+            raise
 
     def _make(self, step: Step) -> Any:
         ledger, stream = _opened(self._opened)
@@ -204,7 +209,8 @@ class AsyncSession:
         return _opened(self._opened)[0].answered
 
     async def send(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
-        """See ``Session.send``. A cancelled wait leaves the answer to ``receive``."""
+        """See ``Session.send``. A cancelled wait leaves the answer to ``receive``; a cancelled replay loses the
+        session."""
         return await self._ask(inputs, False, deadline_s)
 
     async def finish(self, inputs: Mapping[str, Array] | Array, *, deadline_s: float | None = None) -> Answer:
@@ -270,6 +276,11 @@ class AsyncSession:
         except StopIteration as finished:
             answer: Answer = finished.value
             return answer
+        except ClientError:
+            raise
+        except BaseException:  # between two streams: neither has the whole past
+            ledger.given_up(lost, "it was interrupted")
+            raise
 
     async def _make(self, step: Step) -> Any:
         ledger, stream = _opened(self._opened)

@@ -10,10 +10,11 @@ SentencePiece file or a Hugging Face tokenizer.json.
 from __future__ import annotations
 
 import itertools
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 
@@ -24,12 +25,22 @@ from clients.signature import ANY_SIZE, Array, Signature
 from optimize.data import texts
 from optimize.data.subwords import PADDING, normalise
 from optimize.errors import UserError
+from optimize.specs import LENGTHS
 
-LENGTHS = "lengths"
+STANDARD_INPUT = "-"
 
 
 class NoTexts(UserError):
     """A model that takes no texts, or whose configuration has no vocabulary."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """name: what messages call it. line: of standard input, which may be empty."""
+
+    name: str
+    text: str
+    line: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,18 +65,12 @@ class Reading:
                 f"model '{signature.model}' takes no texts: expected one input of int64 (batch, subwords) and "
                 f"'{LENGTHS}', it has {', '.join(inputs)}"
             )
-        if not signature.vocabulary:
-            raise NoTexts(
-                f"model '{signature.model}' has no vocabulary in its configuration; give its ModelSpec one and publish "
-                "it again"
-            )
-        source, size = sources[0].name, sources[0].shape[-1]
         return cls(
             signature.model,
             signature.version,
-            source,
-            texts.parse(signature.vocabulary, f"vocabulary of model '{signature.model}'"),
-            signature.buckets.get(source, () if size == ANY_SIZE else (size,)),
+            sources[0].name,
+            vocabulary_of(signature),
+            buckets_of(signature, sources[0].name),
             signature.max_batch or 1,
         )
 
@@ -74,8 +79,7 @@ class Reading:
 
         Raises UserError: not UTF-8, nothing but spaces and control characters, longer than the model takes.
         """
-        if place := next((at for at, letter in enumerate(text, 1) if "\ud800" <= letter <= "\udfff"), 0):
-            raise UserError(f"{name} is not UTF-8 (character {place}); convert it first")
+        check_text(text, name)
         if not normalise(text):
             raise UserError(f"{name} is empty, control characters and spaces aside; give it words")
         tokens = self.subwords.encode(text)
@@ -89,7 +93,7 @@ class Reading:
 
     def bucket(self, tokens: Sequence[int]) -> int:
         """The length to which a text is padded."""
-        return next((size for size in self.buckets if size >= len(tokens)), len(tokens))
+        return bucket(len(tokens), self.buckets)
 
     def request(self, rows: Sequence[Sequence[int]]) -> dict[str, Array]:
         """The inputs for some texts, padded to the bucket of the longest."""
@@ -100,17 +104,84 @@ class Reading:
 
     def require_version(self, version: str) -> None:
         """Raises ServerError for an answer of another version, whose vocabulary may be another."""
-        if version != self.version:
-            raise ServerError(
-                f"version {version} of model '{self.model}' answered, but the vocabulary is that of version "
-                f"{self.version}: the model was published anew meanwhile; ask again"
-            )
+        check_version(self.model, self.version, version)
+
+
+def vocabulary_of(signature: Signature) -> texts.Vocabulary:
+    """Raises NoTexts for a model without one."""
+    if not signature.vocabulary:
+        raise NoTexts(
+            f"model '{signature.model}' has no vocabulary in its configuration; give its ModelSpec one and publish it "
+            "again"
+        )
+    return texts.parse(signature.vocabulary, f"vocabulary of model '{signature.model}'")
+
+
+def buckets_of(signature: Signature, name: str) -> tuple[int, ...]:
+    """The lengths to which an input is padded; empty: any will do."""
+    (size,) = (tensor.shape[-1] for tensor in signature.inputs if tensor.name == name)
+    return signature.buckets.get(name, () if size == ANY_SIZE else (size,))
+
+
+def bucket(size: int, buckets: Sequence[int]) -> int:
+    """The least that holds so many, at least 1."""
+    return next((each for each in buckets if each >= size), max(size, 1))
+
+
+def check_version(model: str, expected: str, version: str) -> None:
+    """Raises ServerError for an answer of another version than that of the vocabulary."""
+    if version != expected:
+        raise ServerError(
+            f"version {version} of model '{model}' answered, but the vocabulary is that of version {expected}: the "
+            "model was published anew meanwhile; ask again"
+        )
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises UserError for an argument of the command line that was not UTF-8."""
+    if place := next((at for at, letter in enumerate(text, 1) if "\ud800" <= letter <= "\udfff"), 0):
+        raise UserError(f"{name} is not UTF-8 (character {place}); convert it first")
+
+
+def given(texts: list[str]) -> Iterator[Sentence]:
+    """The sentences of a command line."""
+    if texts == [STANDARD_INPUT]:
+        return lines(sys.stdin.buffer)
+    return (Sentence(f"sentence {number}", text) for number, text in enumerate(texts, start=1))
+
+
+def lines(stream: BinaryIO) -> Iterator[Sentence]:
+    """The lines of a stream. Raises UserError for one that is not UTF-8."""
+    for number, line in enumerate(stream, start=1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"line {number} is not UTF-8 (byte {error.start + 1}); convert it first") from None
+        yield Sentence(f"line {number}", text, line=True)
+
+
+def blocks(texts: list[str], size: int) -> Iterator[list[Sentence]]:
+    """What is asked for together: everything, or so many lines; at a terminal each line as it is typed."""
+    sentences = given(texts)
+    if texts != [STANDARD_INPUT]:
+        yield list(sentences)
+        return
+    while block := list(itertools.islice(sentences, 1 if sys.stdin.isatty() else size)):
+        yield block
 
 
 def answers(
-    client: Client, reading: Reading, encoded: Mapping[int, Sequence[int]]
+    client: Client, reading: Reading, sentences: Sequence[Sentence]
 ) -> Iterator[tuple[list[int], Answer, float]]:
-    """Which of the texts an answer is for, the answer and its latency in ms; texts of like length share a request."""
+    """Which of the texts an answer is for, the answer and its latency in ms; texts of like length share a request.
+
+    None is for an empty line. Nothing is asked unless all of them can be. Raises UserError.
+    """
+    encoded = {
+        index: reading.encode(sentence.text, sentence.name)
+        for index, sentence in enumerate(sentences)
+        if normalise(sentence.text) or not sentence.line
+    }
     by_bucket = sorted(encoded, key=lambda index: reading.bucket(encoded[index]))
     for _, group in itertools.groupby(by_bucket, key=lambda index: reading.bucket(encoded[index])):
         for places in batched(group, reading.max_batch):

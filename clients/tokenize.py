@@ -12,8 +12,8 @@ import argparse
 
 from clients import json_body
 from clients.options import connected
-from clients.texts import Reading
-from clients.translate import add_text_arguments, given
+from clients.texts import Reading, given
+from clients.translate import add_text_arguments
 from optimize.errors import UserError
 
 add_arguments = add_text_arguments

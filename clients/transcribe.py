@@ -118,7 +118,10 @@ def _served(client: Client) -> dict[str, float]:
 
 def _listed(client: Client, served: dict[str, float]) -> str:
     if not served:
-        return f"{client.address} serves no streaming speech model; publish one with 'python -m optimize.export'"
+        return (
+            f"{client.address} serves no streaming speech model; publish one with "
+            "'python -m optimize.export --quantize --model speech'"
+        )
     names = ", ".join(f"{name} ({milliseconds:g} ms)" for name, milliseconds in served.items())
     return f"The streaming speech models at {client.address} are {names}"
 

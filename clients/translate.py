@@ -11,31 +11,17 @@ than the model takes, ends it with a message that says which line. Words that th
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from clients.client import Client
 from clients.options import connected
 from clients.sentences import Translation, Wording
-from clients.texts import answers
-from optimize.data.subwords import normalise
-from optimize.errors import UserError
+from clients.texts import Sentence, answers, blocks
 
 MODEL = "translate"
-STANDARD_INPUT = "-"
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """name: what messages call it. line: of standard input, which may be empty."""
-
-    name: str
-    text: str
-    line: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,43 +56,11 @@ def run(options: argparse.Namespace) -> None:
 def translate(client: Client, wording: Wording, sentences: Iterable[Sentence]) -> list[Answered]:
     """Every sentence's translation; nothing is asked unless all of them can be. Raises UserError."""
     sentences = list(sentences)
-    encoded = {
-        index: wording.encode(sentence.text, sentence.name)
-        for index, sentence in enumerate(sentences)
-        if normalise(sentence.text) or not sentence.line
-    }
     answered = {index: Answered(sentence, None, 0.0) for index, sentence in enumerate(sentences)}
-    for places, answer, latency_ms in answers(client, wording, encoded):
+    for places, answer, latency_ms in answers(client, wording, sentences):
         for index, found in zip(places, wording.translations(answer.outputs, answer.version), strict=True):
             answered[index] = Answered(sentences[index], found, latency_ms)
     return list(answered.values())
-
-
-def given(texts: list[str]) -> Iterator[Sentence]:
-    """The sentences of a command line."""
-    if texts == [STANDARD_INPUT]:
-        return lines(sys.stdin.buffer)
-    return (Sentence(f"sentence {number}", text) for number, text in enumerate(texts, start=1))
-
-
-def lines(stream: BinaryIO) -> Iterator[Sentence]:
-    """The lines of a stream. Raises UserError for one that is not UTF-8."""
-    for number, line in enumerate(stream, start=1):
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"line {number} is not UTF-8 (byte {error.start + 1}); convert it first") from None
-        yield Sentence(f"line {number}", text, line=True)
-
-
-def blocks(texts: list[str], size: int) -> Iterator[list[Sentence]]:
-    """What is asked for together: everything, or so many lines; at a terminal each line as it is typed."""
-    sentences = given(texts)
-    if texts != [STANDARD_INPUT]:
-        yield list(sentences)
-        return
-    while block := list(itertools.islice(sentences, 1 if sys.stdin.isatty() else size)):
-        yield block
 
 
 def _as_text(answered: Answered) -> str:

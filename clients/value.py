@@ -24,6 +24,7 @@ from clients import json_body
 from clients.errors import ServerError
 from clients.options import connected
 from clients.signature import ANY_SIZE, Array, Signature
+from clients.texts import bucket, buckets_of, check_text, check_version, vocabulary_of
 from optimize.data import clickstream, texts
 from optimize.data.clickstream import Clicks
 from optimize.data.customers import (
@@ -67,13 +68,13 @@ class Reading:
 
     @classmethod
     def of(cls, signature: Signature) -> Reading:
-        """Raises NotValue for a model that values no customers."""
-        inputs = {tensor.name: tensor for tensor in signature.inputs}
+        """Raises NotValue for a model that values no customers, NoTexts for one without a vocabulary."""
         outputs = {tensor.name: tensor for tensor in signature.outputs}
         if not values_customers(signature):
             raise NotValue(
                 f"model '{signature.model}' values no customers: expected the inputs {', '.join(INPUTS)} and the "
-                f"outputs {TIER} and {SENTIMENT}, it has {', '.join(inputs)} and {', '.join(outputs)}"
+                f"outputs {TIER} and {SENTIMENT}, it has {', '.join(tensor.name for tensor in signature.inputs)} and "
+                f"{', '.join(outputs)}"
             )
         for name in ("events", TIER, SENTIMENT):
             size = len(signature.labels.get(name, ()))
@@ -82,26 +83,20 @@ class Reading:
                     f"model '{signature.model}' has {size} labels of '{name}' in its configuration; give its ModelSpec "
                     "one for each number and publish it again"
                 )
-        if not signature.vocabulary:
-            raise NotValue(
-                f"model '{signature.model}' has no vocabulary in its configuration; give its ModelSpec one and publish "
-                "it again"
-            )
-        tokens, events = (
-            signature.buckets.get(name, () if inputs[name].shape[-1] == ANY_SIZE else (inputs[name].shape[-1],))
-            for name in ("text", "events")
-        )
-        vocabulary = texts.parse(signature.vocabulary, f"vocabulary of model '{signature.model}'")
         return cls(
-            signature.model, signature.version, vocabulary, signature.labels["events"], signature.labels, tokens, events
+            signature.model,
+            signature.version,
+            vocabulary_of(signature),
+            signature.labels["events"],
+            signature.labels,
+            buckets_of(signature, "text"),
+            buckets_of(signature, "events"),
         )
 
     def request(self, text: str, clicks: Clicks) -> dict[str, Array]:
         """The inputs of one customer, padded to the buckets."""
         tokens, _ = tokens_of(text, self.vocabulary, self.tokens[-1] if self.tokens else sys.maxsize)
-        return inputs_of(
-            [tokens], [clicks], _bucket(len(tokens), self.tokens), _bucket(len(clicks.events), self.events)
-        )
+        return inputs_of([tokens], [clicks], bucket(len(tokens), self.tokens), bucket(len(clicks.events), self.events))
 
 
 @dataclass(frozen=True)
@@ -116,11 +111,7 @@ class Value:
     @classmethod
     def of(cls, outputs: Mapping[str, Array], reading: Reading, version: str) -> Value:
         """Raises ServerError for an answer of another version, which may read other numbers, and for odd sizes."""
-        if version != reading.version:
-            raise ServerError(
-                f"version {version} of model '{reading.model}' answered, but the vocabulary is that of version "
-                f"{reading.version}: the model was published anew meanwhile; ask again"
-            )
+        check_version(reading.model, reading.version, version)
         found = {}
         for name in (TIER, SENTIMENT):
             labels, array = reading.labels[name], outputs[name]
@@ -170,8 +161,7 @@ def given(text: str) -> str:
             return sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise UserError(f"standard input is not UTF-8 (byte {error.start + 1}); convert it first") from None
-    if place := next((at for at, letter in enumerate(text, 1) if "\ud800" <= letter <= "\udfff"), 0):
-        raise UserError(f"--text is not UTF-8 (character {place}); convert it first")
+    check_text(text, "--text")
     return text
 
 
@@ -232,10 +222,6 @@ def as_json(value: Value) -> dict[str, Any]:
     }
     shares = {"tier_probabilities": value.tier, "sentiment_probabilities": value.sentiment}
     return {"model": value.model, "version": value.version, **best, **shares}
-
-
-def _bucket(size: int, buckets: Sequence[int]) -> int:
-    return next((bucket for bucket in buckets if bucket >= size), max(size, 1))
 
 
 def _moment(text: str | None) -> datetime:

@@ -19,19 +19,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from clients.client import DEFAULT_ADDRESS, checked_address
 from clients.router import Target
+from loadtest import thresholds
 from loadtest.arms import Traffic, replay
-from loadtest.command import count, not_negative, positive, run
+from loadtest.command import count, new_file, not_negative, positive, run
 from loadtest.comparison import Comparison, Estimate, Limits, Summary, compare
 from loadtest.pacing import ARRIVALS
 from loadtest.workloads import read_arrays
@@ -91,15 +89,7 @@ def to_json(found: Comparison, traffic: Traffic) -> str:
     """All figures and the settings they belong to; null for what is not known."""
     settings = {name: getattr(traffic, name) for name in ("users", "rate", "duration_s", "split", "salt", "seed")}
     content = {"model": traffic.spec.name, **settings, "items": len(traffic.items), **asdict(found)}
-    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return thresholds.to_json(content)
 
 
 def _row(name: str, arm: Summary) -> tuple[str, ...]:
@@ -128,8 +118,6 @@ def _note(traffic: Traffic, requests: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: the folder '{options.json.parent}' does not exist; create it first")
     recipe = recipes.load(options.model, options.recipe)
     _, variant = recipe.variant(options.variant)
     name = variant.spec.name
@@ -198,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--slowdown", type=not_negative, default=0.1, metavar="SHARE",
         help="the most that the p95 latency may grow; default: %(default)s")  # fmt: skip
     add("--seed", type=int, default=0, help="of the order of the users; default: %(default)s")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--json", type=new_file, metavar="FILE", help="write all figures there")
     return parser
 
 

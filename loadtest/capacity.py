@@ -22,7 +22,6 @@ the least load was sustained; 2 for a mistake.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from pathlib import Path
 import clients
 from clients.client import DEFAULT_ADDRESS, checked_address
 from clients.signature import Signature
-from loadtest import audio, command
+from loadtest import audio, command, thresholds
 from loadtest.chunks import ChunkShape
 from loadtest.load import Load
 from loadtest.pacing import ARRIVALS
@@ -175,11 +174,7 @@ def details(capacity: Capacity) -> str:
 
 
 def to_json(capacity: Capacity) -> str:
-    content = asdict(capacity) | {"claim": capacity.claim}
-    content["trials"] = [
-        {name: None if value != value else value for name, value in trial.items()} for trial in content["trials"]
-    ]
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return thresholds.to_json(asdict(capacity) | {"claim": capacity.claim})
 
 
 def _aligned(cells: Sequence[str]) -> str:
@@ -189,8 +184,6 @@ def _aligned(cells: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: the folder '{options.json.parent}' does not exist; create it first")
     settings = Settings(
         address=checked_address(options.address, "grpc"),
         model=options.model,
@@ -236,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--audio", type=Path, metavar="FILE.wav", help="16 kHz, 16 bit, mono; default: seeded bursts of noise")
     add("--inputs", type=Path, metavar="FILE.npz", help="requests for a model without streams, an array an input")
     add("--seed", type=int, default=0, help="of the audio and the utterances; default: %(default)s")
-    add("--json", type=Path, metavar="FILE", help="write the result with all its runs there")
+    add("--json", type=command.new_file, metavar="FILE", help="write the result with all its runs there")
     return parser
 
 

@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import median
 
 import clients
-from clients.aio import AsyncClient
-from loadtest import audio, command
+from loadtest import audio, command, thresholds
 from loadtest.census import Census
 from loadtest.checked import Tally, prepare, talk
 from loadtest.chunks import ChunkShape
@@ -80,8 +79,8 @@ class Injected:
 
 @dataclass(frozen=True)
 class Chaos:
-    """What was seen. before, after: the server under the streams before the first fault, and idle or under the same
-    streams after the last."""
+    """What was seen. before, after: the server under the same streams, before the first fault but for the warm-up, and
+    after the last."""
 
     config: ChaosConfig
     version: str
@@ -151,8 +150,11 @@ async def _break(
     utterances = await asyncio.to_thread(prepare, signature, onnx, samples, config.seed, config.outputs)
     scene = Scene(hosted, signature, signatures, utterances, Random(config.seed), config.shm_mb * 2**20)
     tally, over, injected = Tally(), asyncio.Event(), list[Injected]()
-    connected: list[AsyncClient] = [await clients.aio.connect(hosted.grpc) for _ in range(CONNECTIONS)]
-    try:
+    async with AsyncExitStack() as stack:
+        connected = [
+            await stack.enter_async_context(await clients.aio.connect(hosted.grpc)) for _ in range(CONNECTIONS)
+        ]
+        stack.callback(over.set)
         speakers = [
             asyncio.create_task(
                 talk(connected[place % CONNECTIONS], config.model, utterances, tally, over,
@@ -161,17 +163,21 @@ async def _break(
             for place in range(max(config.streams // 2, 1))
         ]  # fmt: skip
         begin_s = clock_s()
+
+        async def inject(name: str) -> None:
+            injected.append(await asyncio.to_thread(_inject, name, scene, clock_s() - begin_s))
+            progress(injected[-1])
+
         # Garbage and streams without END take memory that is kept for the next ones: that is no growth.
         for name in ("send_garbage", "drop_ends"):
             if name in config.faults:
-                await asyncio.to_thread(FAULTS[name], scene)
+                await inject(name)
         await asyncio.sleep(SETTLE_S)
         before, names = await asyncio.to_thread(hosted.census), schedule(config)
         end_s = clock_s() + config.minutes * 60
         while clock_s() < end_s:
             name = next(names)
-            injected.append(await asyncio.to_thread(_inject, name, scene, clock_s() - begin_s))
-            progress(injected[-1])
+            await inject(name)
             if name in LOSING:  # the next fault must find something to break
                 await _all_talk(tally, len(speakers))
             await asyncio.sleep(min(config.every_s, max(end_s - clock_s(), 0.0)))
@@ -179,10 +185,6 @@ async def _break(
         after = await _settled(hosted, before, config.model)
         over.set()
         await asyncio.gather(*speakers)
-    finally:
-        over.set()
-        for each in connected:
-            await each.close()
     return Chaos(config, signature.version, clock_s() - begin_s, tally, injected, hosted.restarts, before, after)
 
 
@@ -215,9 +217,9 @@ async def _settled(hosted: Hosted, before: Census, model: str) -> Census:
 
 def to_json(seen: Chaos, verdicts: Sequence[Verdict]) -> str:
     """Everything that was seen, and what was held against which limit."""
-    content = asdict(seen) | {"limits": [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts]}
+    content = asdict(seen) | {"limits": thresholds.held(verdicts)}
     content["tally"].pop("latencies_ms")
-    return json.dumps(content, indent=2, default=str) + "\n"
+    return thresholds.to_json(content)
 
 
 def summary(seen: Chaos) -> str:
@@ -238,8 +240,6 @@ def summary(seen: Chaos) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     file, growth, recovery = (options.pop(name) for name in ("json", "max_growth_percent", "max_recovery_s"))
-    if file is not None and not file.parent.is_dir():
-        raise UserError(f"--json {file}: the folder '{file.parent}' does not exist; create it first")
     for name in ("outputs", "faults"):
         options[name] = tuple(options[name])
     seen = run(ChaosConfig(**options), progress=_show)
@@ -278,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-growth-percent", type=command.not_negative, default=MAX_GROWTH_PERCENT, metavar="P", help=growth)
     recovery = "limit on the longest wait for an answer; default: %(default)s"
     add("--max-recovery-s", type=command.positive, default=MAX_RECOVERY_S, metavar="S", help=recovery)
-    add("--json", type=Path, metavar="FILE", help="write the result there")
+    add("--json", type=command.new_file, metavar="FILE", help="write the result there")
     return parser
 
 

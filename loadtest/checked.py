@@ -56,8 +56,9 @@ class Utterance:
 
 @dataclass
 class Tally:
-    """What the streams have seen so far. wrong, unreported: examples. interruptions_s: of answers that a fault held up,
-    from the moment their chunk was sent, by whichever session, until an answer came. latencies_ms: of the others."""
+    """What the streams have seen so far. wrong: answers. unreported: sessions. interruptions_s: of answers that a fault
+    held up, from the moment their chunk was sent, by whichever session, until an answer came. latencies_ms: of the
+    others."""
 
     answers: int = 0
     wrong: int = 0

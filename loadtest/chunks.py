@@ -15,8 +15,7 @@ import numpy as np
 from clients.signature import DTYPES, Array, Signature
 from loadtest.audio import RATE_HZ, Samples
 from optimize.errors import UserError
-
-LENGTHS = "lengths"
+from optimize.specs import LENGTHS
 
 
 @dataclass(frozen=True)

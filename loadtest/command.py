@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from optimize.errors import UserError
 
@@ -54,3 +55,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of at least 1")
     return value
+
+
+def new_file(text: str) -> Path:
+    """An option's value that names a file to write, in a folder that is there."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder '{path.parent}' does not exist; create it first")
+    return path

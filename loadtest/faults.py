@@ -87,10 +87,12 @@ def kill_client(scene: Scene) -> str:
     arguments = (theirs, scene.hosted.grpc, scene.signature.model, scene.chunk)
     client = context.Process(target=stream_for_ever, args=arguments, name="chaos-client", daemon=True)
     client.start()
-    try:
-        talked = ours.poll(ANSWER_S) and bool(ours.recv())
-    except EOFError:
-        talked = False
+    theirs.close()  # or the end of a client that ends at once would not be seen
+    with ours:
+        try:
+            talked = ours.poll(ANSWER_S) and bool(ours.recv())
+        except EOFError:
+            talked = False
     client.kill()
     client.join()
     return f"killed a client {'in its stream' if talked else 'that had no stream'}"
@@ -110,7 +112,7 @@ def drop_ends(scene: Scene) -> str:
 def reuse_ids(scene: Scene) -> str:
     """A second START of the same id begins from zeros, in place of the first stream."""
     utterance, sequence = scene.random.choice(scene.utterances), draw_sequence()
-    with _asking(scene) as ask:
+    with asking(scene.hosted.grpc) as ask:
         said = [
             ask(scene.signature.model, utterance.chunks[place], sequence_id=sequence, sequence_start=not place)
             for place in (0, 1, 0, 1)
@@ -124,16 +126,13 @@ def reuse_ids(scene: Scene) -> str:
 
 
 def send_garbage(scene: Scene) -> str:
-    """Every kind, to every model, and every one must be refused.
-
-    Triton 2.51 keeps errors in its response cache, as answers without outputs, which the clients refuse too.
-    """
+    """Every kind, to every model, and every one must be refused."""
     refused = 0
-    with _asking(scene) as ask:
+    with asking(scene.hosted.grpc) as ask:
         for signature in scene.signatures:
             for what, inputs, options in garbage(signature):
                 said = ask(signature.model, inputs, **options)
-                if said and not isinstance(said, InferenceServerException):
+                if is_answer(said):
                     raise WrongAnswer(f"model '{signature.model}' answered a request with {what}")
                 refused += 1
     return f"{refused} requests refused"
@@ -167,10 +166,10 @@ def read_slowly(scene: Scene) -> str:
     """A client that sends, and reads no answer for a while."""
     answers: SimpleQueue[Any] = SimpleQueue()
     with closing(triton_grpc.InferenceServerClient(scene.hosted.grpc)) as client:
-        release = [time.monotonic() + _HELD_S]
+        release_s = time.monotonic() + _HELD_S
 
         def hold(result: Any, error: Any) -> None:
-            time.sleep(max(release[0] - time.monotonic(), 0.0))
+            time.sleep(max(release_s - time.monotonic(), 0.0))
             answers.put(error or result)
 
         client.start_stream(hold)
@@ -260,10 +259,15 @@ def stream_for_ever(pipe: Any, address: str, model: str, chunk: Inputs) -> None:
             session.send(chunk)
 
 
+def is_answer(said: Any) -> bool:
+    """Triton 2.51 keeps errors in its response cache, as answers without outputs, which the clients refuse too."""
+    return bool(said) and not isinstance(said, InferenceServerException)
+
+
 @contextmanager
-def _asking(scene: Scene) -> Iterator[Callable[..., Any]]:
+def asking(address: str) -> Iterator[Callable[..., Any]]:
     """A function that asks as no client of this project would; it returns the outputs by name, or the error."""
-    with closing(triton_grpc.InferenceServerClient(scene.hosted.grpc)) as client:
+    with closing(triton_grpc.InferenceServerClient(address)) as client:
 
         def ask(model: str, inputs: Inputs | list[triton_grpc.InferInput], **options: Any) -> Any:
             try:

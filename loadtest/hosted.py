@@ -31,6 +31,7 @@ from serving.config import ServerConfig
 from serving.running import RunningServer
 
 READY_S = 180.0
+TRIES = 3  # to start, before it has ever been ready
 _POLL_S = 0.1
 _STOP_S = 60.0
 _LIMITS = {  # the door's, out of the way: all load comes from one address
@@ -86,13 +87,17 @@ class Hosted:
         assert self._process is not None
         return Census.of(self._process.pid, self.ids())
 
-    def wait_until_ready(self, seconds: float = READY_S) -> None:
-        """Raises UserError, with the server's last words, if the model does not answer in time."""
-        deadline = time.monotonic() + seconds
+    def wait_until_ready(self) -> None:
+        """Raises UserError, with the server's last words, if it does not start or the model does not answer in time."""
+        deadline = time.monotonic() + READY_S
         while not self._is_ready():
-            if time.monotonic() > deadline or self._stopping.is_set():
-                said = self._log.read_text(errors="replace").strip().splitlines()[-3:] if self._log.exists() else []
-                raise UserError(f"'python -m serving' does not serve '{self._model}' after {seconds:g} s: {said}")
+            if time.monotonic() > deadline or self.restarts >= TRIES or self._stopping.is_set():
+                said = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
+                raise UserError(
+                    f"'python -m serving --model-repository {self._repository}' does not serve model '{self._model}'; "
+                    f"its last words: {' / '.join(filter(None, map(str.strip, said[-4:]))) or 'none'}; run it by hand "
+                    "to see more"
+                )
             time.sleep(_POLL_S)
         self.servers()
 

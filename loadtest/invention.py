@@ -13,10 +13,10 @@ import numpy as np
 
 from clients.signature import ANY_SIZE, DTYPES, Array, Signature, Tensor
 from loadtest import audio
-from loadtest.chunks import LENGTHS
 from optimize.data import texts
 from optimize.data.subwords import END
 from optimize.errors import UserError
+from optimize.specs import LENGTHS
 
 Inputs = dict[str, Array]
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -16,7 +13,7 @@ from clients.client import DEFAULT_ADDRESS
 from loadtest import command, thresholds
 from loadtest.choice import chosen, served
 from loadtest.pacing import ARRIVALS
-from loadtest.results import Recorder, Row, table
+from loadtest.results import Recorder, table
 
 
 def register(events: Any, recorder: Recorder) -> None:
@@ -42,10 +39,10 @@ def register(events: Any, recorder: Recorder) -> None:
                 "passed": code == 0,
                 "rate_per_s": options.rate,
                 "arrivals": options.arrivals,
-                "rows": [_plain(row, failure_rate=row.failure_rate) for row in rows],
-                "thresholds": [_plain(verdict, passed=verdict.passed) for verdict in verdicts],
+                "rows": [asdict(row) | {"failure_rate": row.failure_rate} for row in rows],
+                "thresholds": thresholds.held(verdicts),
             }
-            options.summary_json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            options.summary_json.write_text(thresholds.to_json(content))
 
     def show(**_: Any) -> None:  # the last event, after locust's own tables
         if summary:
@@ -66,7 +63,8 @@ def register(events: Any, recorder: Recorder) -> None:
 
 
 def add_arguments(parser: Any) -> None:
-    """The options of the load test itself; each may be given as LOADTEST_<NAME> in the environment."""
+    """The options of the load test itself; but for --tls, --tls-ca and --token, each may be given as LOADTEST_<NAME>
+    in the environment."""
     load = parser.add_argument_group("load", "open loop: requests arrive at a set rate, whatever the server does")
 
     def add(option: str, **settings: Any) -> None:
@@ -83,17 +81,5 @@ def add_arguments(parser: Any) -> None:
     access.add_arguments(load)
     utterances = "mean length of what a real-time stream says before it begins anew, 0: no end; %(default)s"
     add("--utterance", type=command.not_negative, default=10.0, metavar="SECONDS", help=utterances)
-    add("--summary-json", type=_new_file, default=None, metavar="FILE", help="write the summary there")
+    add("--summary-json", type=command.new_file, default=None, metavar="FILE", help="write the summary there")
     thresholds.add_arguments(parser)
-
-
-def _plain(result: Row | thresholds.Verdict, **more: Any) -> dict[str, Any]:
-    fields = asdict(result) | more
-    return {name: None if value != value else value for name, value in fields.items()}  # JSON knows no NaN
-
-
-def _new_file(text: str) -> Path:
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder '{path.parent}' does not exist; create it first")
-    return path

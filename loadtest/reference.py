@@ -27,7 +27,7 @@ class LocalStream:
         try:
             import onnxruntime
         except ImportError as error:
-            raise UserError(f"--onnx needs onnxruntime: {error}; pip install 'seqserve[serve]'") from error
+            raise UserError(f"--onnx needs onnxruntime: {error}; pip install -e '.[serve]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         try:

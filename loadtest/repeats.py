@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from clients.calls import Config, Statistics
 from clients.client import DEFAULT_ADDRESS, checked_address
 from clients.grpc_transport import AsyncGrpcTransport
 from clients.signature import Signature
-from loadtest import audio, command
+from loadtest import audio, command, thresholds
 from loadtest.cached_load import Load, counted
 from loadtest.load import clock_s
 from loadtest.prompts import DISTINCT, Inputs, Prompts, Sightings, zipf
@@ -120,7 +119,7 @@ def _check(signature: Signature, config: Mapping[str, Any]) -> None:
     if not config.get("response_cache", {}).get("enable"):
         raise UserError(
             f"model '{signature.model}' is served without the response cache; set ServingSpec(response_cache=True) in "
-            "its recipe and publish it again with 'python -m optimize.export'"
+            "its recipe and publish it again, as it was, with 'python -m optimize.export'"
         )
 
 
@@ -196,13 +195,11 @@ def as_json(report: Report) -> str:
         "made_up_unique_requests": report.made_up,
         "loads": {load.name: load.results for load in report.loads},
     }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return thresholds.to_json(content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: the folder '{options.json.parent}' does not exist; create it first")
     settings = Settings(
         address=checked_address(options.address, "grpc"),
         model=options.model,
@@ -244,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     rows = "an array an input; its rows are the prompts, the most popular first, then the unique requests"
     content.add_argument("--requests-file", type=Path, metavar="FILE.npz", help=rows)
     add("--seed", type=int, default=0, help="of the prompts and of the draw; default: %(default)s")
-    add("--json", type=Path, metavar="FILE", help="write the result there")
+    add("--json", type=command.new_file, metavar="FILE", help="write the result there")
     return parser
 
 

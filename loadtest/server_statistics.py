@@ -58,6 +58,38 @@ class ServerWork:
         return cls(runs, compute_ns / 1e9, queue_ns / 1e9)
 
 
+@dataclass(frozen=True)
+class RequestTime:
+    """Seconds of all answered requests together: waiting for a run, in the model, and copying tensors."""
+
+    requests: int
+    queue_s: float
+    compute_s: float
+    copies_s: float
+
+    def since(self, before: RequestTime) -> RequestTime:
+        """Of an average request after ``before``."""
+        count = max(self.requests - before.requests, 1)
+        return RequestTime(
+            count,
+            (self.queue_s - before.queue_s) / count,
+            (self.compute_s - before.compute_s) / count,
+            (self.copies_s - before.copies_s) / count,
+        )
+
+    @classmethod
+    def of(cls, entries: Sequence[Mapping[str, Any]], model: str) -> RequestTime:
+        """Of all versions of ``model``, as Triton's statistics have it."""
+        spent = dict.fromkeys(("queue", "compute_infer", "compute_input", "compute_output"), 0)
+        requests = 0
+        for statistics in (entry.get("inference_stats", {}) for entry in entries if entry["name"] == model):
+            requests += int(statistics.get("success", {}).get("count", 0))
+            for part in spent:
+                spent[part] += int(statistics.get(part, {}).get("ns", 0))
+        copies = spent["compute_input"] + spent["compute_output"]
+        return cls(requests, spent["queue"] / 1e9, spent["compute_infer"] / 1e9, copies / 1e9)
+
+
 class ServerStatistics:
     """Asks one server about one model."""
 
@@ -68,6 +100,10 @@ class ServerStatistics:
     def read(self) -> ServerWork:
         """Since the server started. Raises ClientError."""
         return ServerWork.of(self._transport.send(Statistics(), DEADLINE_S), self._model)
+
+    def request_time(self) -> RequestTime:
+        """Since the server started. Raises ClientError."""
+        return RequestTime.of(self._transport.send(Statistics(), DEADLINE_S), self._model)
 
     def slots(self) -> int:
         """How many streams the model's instances hold at once."""

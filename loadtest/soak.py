@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +32,10 @@ import clients
 from clients.aio import AsyncClient
 from clients.errors import ClientError
 from clients.signature import Array, Signature
-from loadtest import audio, command
+from loadtest import audio, command, thresholds
 from loadtest.census import Census, growth_percent
 from loadtest.checked import Tally, Utterance, prepare, talk
-from loadtest.faults import garbage, tensors
+from loadtest.faults import asking, garbage, is_answer
 from loadtest.flatness import Trend
 from loadtest.hosted import Hosted
 from loadtest.invention import made_up
@@ -215,29 +214,23 @@ class _Soaking:
 
     def _refused(self, signatures: Sequence[Signature]) -> None:
         """In a thread: Triton's own client, which sends what this project's does not."""
-        import tritonclient.grpc as triton_grpc
-        from tritonclient.utils import InferenceServerException
-
-        client = triton_grpc.InferenceServerClient(self._hosted.grpc)
-        while not self._over.is_set():
-            for signature in signatures:
-                for what, inputs, options in garbage(signature):
-                    begin_s = clock_s()
-                    try:
-                        client.infer(signature.model, tensors(inputs), client_timeout=60, **options)
-                        self._answered.append(f"model '{signature.model}': {what}")
-                    except InferenceServerException:
-                        self._recent["refused"].append(1e3 * (clock_s() - begin_s))
-                    time.sleep(PAUSE_S)
-                if self._over.is_set():
-                    break
-        client.close()
+        with asking(self._hosted.grpc) as ask:
+            while not self._over.is_set():
+                for signature in signatures:
+                    for what, inputs, options in garbage(signature):
+                        begin_s = clock_s()
+                        if is_answer(ask(signature.model, inputs, **options)):
+                            self._answered.append(f"model '{signature.model}': {what}")
+                        else:
+                            self._recent["refused"].append(1e3 * (clock_s() - begin_s))
+                        time.sleep(PAUSE_S)
+                    if self._over.is_set():
+                        break
 
 
 def to_json(seen: Soak, verdicts: Sequence[Verdict]) -> str:
     """Everything that was seen, and what was held against which limit."""
-    content = asdict(seen) | {"limits": [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts]}
-    return json.dumps(content, indent=2, default=str) + "\n"
+    return thresholds.to_json(asdict(seen) | {"limits": thresholds.held(verdicts)})
 
 
 def summary(seen: Soak) -> str:
@@ -257,8 +250,6 @@ def summary(seen: Soak) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     file, growth, ratio = (options.pop(name) for name in ("json", "max_growth_percent", "max_latency_ratio"))
-    if file is not None and not file.parent.is_dir():
-        raise UserError(f"--json {file}: the folder '{file.parent}' does not exist; create it first")
     options["outputs"] = tuple(options["outputs"])
     seen = run(SoakConfig(**options), _show)
     verdicts = seen.verdicts(growth, ratio)
@@ -296,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-growth-percent", type=command.not_negative, default=MAX_GROWTH_PERCENT, metavar="P", help=growth)
     ratio = "limit on latencies, last tenth to first; default: %(default)s"
     add("--max-latency-ratio", type=command.positive, default=MAX_LATENCY_RATIO, metavar="X", help=ratio)
-    add("--json", type=Path, metavar="FILE", help="write the result there")
+    add("--json", type=command.new_file, metavar="FILE", help="write the result there")
     return parser
 
 

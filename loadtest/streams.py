@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,19 +27,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clients.client import DEFAULT_ADDRESS, checked_address
-from loadtest import abandonment, audio, command, continuous
+from loadtest import abandonment, audio, command, continuous, thresholds
 from loadtest.abandonment import Abandonment
 from loadtest.continuous import Continuous
 from loadtest.thresholds import Verdict
-from optimize.errors import UserError
 
 MAX_GROWTH_PERCENT = 2.0
 
 
 def to_json(result: Continuous | Abandonment, verdicts: Sequence[Verdict]) -> str:
     """The result, and what was held against which limit."""
-    content = asdict(result) | {"limits": [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts]}
-    return json.dumps(content, indent=2) + "\n"
+    return thresholds.to_json(asdict(result) | {"limits": thresholds.held(verdicts)})
 
 
 def summary(result: Continuous | Abandonment) -> str:
@@ -66,8 +63,6 @@ def summary(result: Continuous | Abandonment) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: the folder '{options.json.parent}' does not exist; create it first")
     address = checked_address(options.address, "grpc")
     samples = audio.load(options.audio, options.seed)
     result: Continuous | Abandonment
@@ -130,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-growth-percent", type=command.not_negative, default=MAX_GROWTH_PERCENT, metavar="P", help=growth)
     ratio = "--continuous: limit on the time of a chunk, last tenth to first; default: %(default)s"
     add("--max-time-ratio", type=command.positive, default=continuous.MAX_TIME_RATIO, metavar="X", help=ratio)
-    add("--json", type=Path, metavar="FILE", help="write the result there")
+    add("--json", type=command.new_file, metavar="FILE", help="write the result there")
     return parser
 
 

@@ -9,8 +9,10 @@ the limit on throughput holds for all together. Without any limit, a run fails i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from loadtest.results import ALL, Row
@@ -99,6 +101,24 @@ def exit_code(rows: list[Row], verdicts: list[Verdict]) -> int:
     if verdicts:
         return int(not all(verdict.passed for verdict in verdicts))
     return int(any(row.failure_rate > 0 for row in rows))
+
+
+def held(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """As plain data, with the outcome of each."""
+    return [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts]
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """A result as JSON, which knows no NaN and no infinity: null."""
+    return json.dumps(_plain(content), indent=2, allow_nan=False, default=str) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(text: str) -> float:

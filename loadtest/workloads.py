@@ -19,7 +19,7 @@ from clients.value import Reading, values_customers
 from loadtest import audio
 from loadtest.invention import made_up
 from optimize.data import shop, translation
-from optimize.data.clickstream import EVENT_TYPES, Clicks
+from optimize.data.clickstream import EVENTS, Clicks
 from optimize.data.dataset import find
 from optimize.data.electricity import FILE, HISTORY_HOURS, HORIZON_HOURS, history_features, read_csv, synthetic
 from optimize.errors import UserError
@@ -69,7 +69,7 @@ def _sentences(path: Path | None) -> list[str]:
 def customer_requests(signature: Signature, seed: int) -> Iterator[Inputs]:
     """What one made-up customer wrote with what another clicked, in random pairs."""
     reading, random = Reading.of(signature), np.random.default_rng(seed)
-    reviews, clicks = _customers()
+    reviews, clicks = _customers(reading.types, reading.events[-1] if reading.events else EVENTS)
     while True:
         wrote, clicked = random.integers(len(reviews), size=2).tolist()
         if reviews[wrote] or len(clicks[clicked].events):
@@ -77,10 +77,10 @@ def customer_requests(signature: Signature, seed: int) -> Iterator[Inputs]:
 
 
 @cache
-def _customers() -> tuple[list[str], list[Clicks]]:
+def _customers(types: tuple[str, ...], most: int) -> tuple[list[str], list[Clicks]]:
     found = shop.customers(CUSTOMERS, seed=0)
     return [one.review for one in found], [
-        Clicks.before(one.asked, one.times, one.events, EVENT_TYPES) for one in found
+        Clicks.before(one.asked, one.times, one.events, types, most) for one in found
     ]
 
 

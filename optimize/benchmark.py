@@ -156,6 +156,11 @@ def torch_candidate(name: str, module: nn.Module, spec: ModelSpec, precision: st
     return Candidate(name, run, "torch", precision, parameters, size)
 
 
+def precision_of(stage: str) -> str:
+    """What the name of an ONNX stage says: "int8" of student_onnx_int8_throughput."""
+    return next((kind for kind in ("int8", "fp16") if f"_{kind}" in stage), "fp32")
+
+
 def onnx_candidate(
     name: str, path: Path, precision: str, parameters: int, threads: int = 1, device: str = "cpu"
 ) -> Candidate:
@@ -194,9 +199,7 @@ def session(
 
     Raises UserError when CUDA was asked for and ONNX Runtime fell back to another provider, which it does silently.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options = session_options(threads)
     cuda = [("CUDAExecutionProvider", {"enable_cuda_graph": str(int(cuda_graphs))})] if device == "cuda" else []
     providers = [*cuda, "CPUExecutionProvider"]
     if device == "cuda":
@@ -208,6 +211,14 @@ def session(
             "with an NVIDIA driver, or use --device cpu"
         )
     return opened
+
+
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """So many threads in an operator, one operator at a time, errors alone logged."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    return options
 
 
 @contextmanager

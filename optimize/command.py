@@ -11,9 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
 
 from optimize import recipes
 from optimize.errors import UserError
+from optimize.report_tables import Table
 
 CONSOLE = Console(stderr=True)
 
@@ -50,6 +52,16 @@ def progress() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=CONSOLE)
+
+
+def terminal(table: Table) -> RichTable:
+    """A report's table for a terminal; what was published stands out."""
+    made = RichTable(title=table.title, title_justify="left")
+    for heading, numeric in zip(table.headings, table.numeric, strict=True):
+        made.add_column(heading, justify="right" if numeric else "left")
+    for row in table.rows:
+        made.add_row(*row.cells, style="bold" if row.mark == "published" else None)
+    return made
 
 
 def run(main: Callable[[Sequence[str] | None], None]) -> None:

@@ -27,6 +27,7 @@ from optimize.errors import UserError
 from optimize.quantize.method import PROFILES
 from optimize.recipes import Recipe
 from optimize.report import Report
+from optimize.work import Options
 
 OF_RECIPES = (
     "model", "recipe", "variant", "data", "checkpoints", "threads", "distill", "retune", "device", "candidate",
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = pipeline.run(
             recipe,
             options.variant,
-            pipeline.Options(
+            Options(
                 quantize=options.quantize,
                 distill=options.distill,
                 retune=options.retune,

@@ -11,114 +11,41 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from onnx import ModelProto
 from rich.progress import Progress
-from torch import nn
 
-from optimize import fuse, gates, offline, onnx_export, repository, streaming, verify
+from optimize import fuse, gates, onnx_export, repository, streaming, verify
 from optimize.benchmark import (
     Candidate,
     Measurement,
-    environment,
     measure,
     onnx_candidate,
-    runner,
-    session,
+    precision_of,
     torch_candidate,
     torch_threads,
 )
 from optimize.buckets import fitted
 from optimize.card import manifest, model_card
-from optimize.checkpoint import Sidecar, load_checkpoint, path_of
-from optimize.data.dataset import Arrays, Dataset, Split
+from optimize.checkpoint import load_checkpoint, path_of
 from optimize.distill import distill
 from optimize.errors import UserError
-from optimize.evidence import Judge, comparisons
+from optimize.evidence import Judge
 from optimize.profiler import machine, stages
-from optimize.profiler import profile as profiles
 from optimize.quantize import calibrate, guards, operators, plan, quantize, sensitivity
 from optimize.quantize.coverage import planned_share
 from optimize.quantize.fp16 import half
-from optimize.quantize.method import PROFILES, Profile
+from optimize.quantize.method import PROFILES
 from optimize.quantize.shapes import REFUSALS
 from optimize.quantize.tune import calibration_feeds, tune
-from optimize.recipes import Recipe, Variant
-from optimize.report import GateResult, Published, Report, Stage, to_json, write
-from optimize.specs import ModelSpec
-from optimize.train import predict
-from optimize.verify import Gate
+from optimize.recipes import Recipe
+from optimize.report import Published, Report, to_json, write
+from optimize.work import Options, Work
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run is asked to do and where; paths are relative to the working directory."""
-
-    quantize: bool = False
-    distill: bool = False
-    retune: bool = False
-    device: Literal["cpu", "cuda"] = "cpu"
-    profile: Profile | None = None  # the plan's own
-    candidate: bool = False
-    data: Path | None = None
-    checkpoints: Path = Path("checkpoints")
-    artifacts: Path = Path("artifacts")
-    model_repository: Path = Path("model_repository")
-    rounds: int = 200
-
-
-@dataclass
-class Work:
-    """What one run has so far; every stage reads what earlier ones left and adds its own."""
-
-    recipe: Recipe
-    name: str  # of the variant
-    variant: Variant
-    options: Options
-    progress: Progress
-    dataset: Dataset = field(init=False)
-    networks: dict[str, tuple[nn.Module, Sidecar]] = field(default_factory=dict)
-    graphs: dict[str, ModelProto] = field(default_factory=dict)  # by stage name, in order
-    steps: dict[str, ModelProto] = field(default_factory=dict)  # the same, or what an offline twin repeats
-    fusion: dict[str, int] = field(default_factory=dict)
-    plan: plan.Plan | None = None
-    profile: Profile = "throughput"
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    torch_answers: dict[str, Arrays] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)
-    chosen: str = ""  # the stage that is to be published
-    gates: list[Gate] = field(default_factory=list)
-    published: Published | None = None
-    profiles: list[profiles.Profile] = field(default_factory=list)
-    report: Report = field(init=False)
-
-    @property
-    def stepping(self) -> Variant:
-        """The variant that is exported, fused and quantised: this one, or the one whose offline twin it is."""
-        return self.recipe.variants[self.variant.offline_of] if self.variant.offline_of else self.variant
-
-    def requests(self, split: Split, spec: ModelSpec) -> Split:
-        """What one call takes: items of the split, or steps of streams of them."""
-        first = next(iter(self.steps.values()))
-        return streaming.steps(runner(session(first.SerializeToString())), spec, split)
-
-    @property
-    def folder(self) -> Path:
-        return self.options.artifacts / self.recipe.name / self.name
-
-    @property
-    def parameters(self) -> int:
-        """Of the network that is published."""
-        return sum(parameter.numel() for parameter in self.networks[self.variant.published][0].parameters())
-
-    def onnx_path(self, stage: str) -> Path:
-        return self.folder / f"{stage}.onnx"
 
 
 def load_data(work: Work) -> None:
@@ -154,14 +81,14 @@ def export_onnx(work: Work) -> None:
     """The published network to ONNX, or its step if it has states."""
     spec = work.stepping.spec
     module, _ = work.networks[work.variant.published]
-    _add_graph(work, "fp32", onnx_export.export(streaming.served(module, spec), spec, work.variant.opset_version))
+    work.add_graph("fp32", onnx_export.export(streaming.served(module, spec), spec, work.variant.opset_version))
 
 
 def fuse_graph(work: Work) -> None:
     """Fold and fuse; the interface must survive it."""
     fused, work.fusion = fuse.fuse(next(iter(work.steps.values())))
     onnx_export.check(fused, work.stepping.spec)
-    _add_graph(work, "fused", fused)
+    work.add_graph("fused", fused)
 
 
 def quantize_graph(work: Work) -> None:
@@ -171,7 +98,7 @@ def quantize_graph(work: Work) -> None:
     fused, spec = list(work.steps.values())[-1], work.stepping.spec
     name = work.variant.offline_of or work.name
     if work.options.device == "cuda":  # int8 is for CPUs
-        _add_graph(work, "fp16", half(fused))
+        work.add_graph("fp16", half(fused))
         return
     assert work.recipe.file is not None
     path = work.recipe.file.with_suffix(".plan.json")
@@ -193,7 +120,7 @@ def quantize_graph(work: Work) -> None:
             graph = quantize(fused, choices, ranges)
             requests = [validation.rows(0, rows) for rows in (1, 3)]
             guards.require(graph, before=fused, choices=choices, profile=profile, requests=requests)
-            _add_graph(work, "int8" if published else f"int8_{profile}", graph)
+            work.add_graph("int8" if published else f"int8_{profile}", graph)
 
 
 def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
@@ -219,7 +146,7 @@ def _measured_plan(work: Work, fused: ModelProto) -> plan.Plan:
 def measure_stages(work: Work) -> None:
     """Time all candidates interleaved; then metric, parity, coverage and batch drift of each."""
     spec = work.variant.spec
-    requests = work.requests(work.dataset.test, spec)
+    work.timed = work.requests(work.dataset.test, spec)
     order = ["teacher", *[key for key in ("student",) if key in work.networks]]
     order += [key for key in work.networks if key not in order]
     for network in order:
@@ -228,27 +155,26 @@ def measure_stages(work: Work) -> None:
         if streaming.can_stream(module, spec):
             work.candidates[name] = torch_candidate(name, module, spec)
     for name in work.graphs:
-        precision = next((kind for kind in ("int8", "fp16") if f"_{kind}" in name), "fp32")
         work.candidates[name] = onnx_candidate(
-            name, work.onnx_path(name), precision, work.parameters, device=work.options.device
+            name, work.onnx_path(name), precision_of(name), work.parameters, device=work.options.device
         )
     with torch_threads(1):
         candidates, fit = list(work.candidates.values()), partial(fitted, spec=spec)
-        timed = measure(candidates, requests, work.options.rounds, progress=work.progress, fit=fit)
+        timed = measure(candidates, work.timed, work.options.rounds, progress=work.progress, fit=fit)
     work.chosen = _fastest([name for name in work.graphs if not name.endswith(PROFILES)], work.candidates, timed)
     judge = Judge(
         work.recipe,
         work.variant,
         work.dataset.test,
         work.dataset.train,
-        _torch_answers(work, "teacher"),
-        _torch_answers(work, work.variant.published),
-        requests.rows(0, 1),
+        work.answers_of("teacher"),
+        work.answers_of(work.variant.published),
+        work.timed.rows(0, 1),
     )
     bar = work.progress.add_task("answering the test set", total=len(work.candidates))
     for name, candidate in work.candidates.items():
         if candidate.runtime == "torch":
-            stage = judge.torch_stage(candidate, timed[name], _torch_answers(work, name.removesuffix("_torch_fp32")))
+            stage = judge.torch_stage(candidate, timed[name], work.answers_of(name.removesuffix("_torch_fp32")))
         else:
             reference = f"{work.variant.published}_torch_fp32"
             stage = judge.onnx_stage(candidate, timed[name], work.graphs[name], reference, name == work.chosen)
@@ -279,7 +205,7 @@ def publish_version(work: Work) -> None:
         return
     stage = next(stage for stage in work.stages if stage.name == work.chosen)
     serving = replace(work.variant.serving, kind="gpu" if work.options.device == "cuda" else "cpu")
-    draft = _report(work)
+    draft = work.draft()
     published = repository.publish(
         work.options.model_repository,
         work.variant.spec,
@@ -303,9 +229,8 @@ def profile_published(work: Work) -> None:
     names = dict.fromkeys([next(iter(work.graphs)), work.chosen])
     sources = [stages.Source(name, work.candidates[name].precision, work.onnx_path(name)) for name in names]
     spec, this, rounds = work.variant.spec, machine.measured(), work.options.rounds // 4
-    requests = work.requests(work.dataset.test, spec)
     try:
-        found = stages.profile_stages(sources, requests, spec, this, rounds=rounds, progress=work.progress)
+        found = stages.profile_stages(sources, work.timed, spec, this, rounds=rounds, progress=work.progress)
     except (UserError, *REFUSALS) as error:
         LOG.warning("not profiled: %s", error)
         return
@@ -315,7 +240,7 @@ def profile_published(work: Work) -> None:
 
 def write_report(work: Work) -> None:
     """report.json, report.md and report.html beside the artefacts."""
-    work.report = _report(work)
+    work.report = work.draft()
     for path in write(work.report, work.folder):
         LOG.info("report: %s", path)
 
@@ -360,63 +285,6 @@ def _fastest(chain: list[str], candidates: dict[str, Candidate], timed: dict[str
         LOG.warning("%s is slower than %s, which is published instead", last, before)
         return before
     return last
-
-
-def _add_graph(work: Work, what: str, graph: ModelProto) -> None:
-    stage = f"{work.variant.published}_onnx_{what}"
-    work.steps[stage] = graph
-    if work.variant.offline_of:
-        graph = offline.offline_twin(graph, work.stepping.spec, work.variant.spec)
-        onnx_export.check(graph, work.variant.spec)
-    work.graphs[stage] = graph
-    onnx_export.save(graph, work.onnx_path(stage))
-
-
-def _torch_answers(work: Work, network: str) -> Arrays:
-    """A network's answers to the test set, computed once; torch answers alike in any company."""
-    if network not in work.torch_answers:
-        with torch_threads(1):  # more would wait for each other where the machine has other work too: 30 times slower
-            answers = predict(work.networks[network][0], work.variant.spec, work.dataset.test)
-            work.torch_answers[network] = streaming.meant(answers, work.variant.spec, work.dataset.test.inputs)
-    return work.torch_answers[network]
-
-
-def _report(work: Work) -> Report:
-    return Report(
-        model=work.recipe.name,
-        variant=work.name,
-        default=work.name == work.recipe.default_variant,
-        data=work.dataset.source,
-        environment={**environment(threads=1), "device": work.options.device},
-        stages=work.stages,
-        gates=[
-            GateResult(gate.name, gate.passed, gate.value, gate.limit, gate.at_least, gate.advice)
-            for gate in work.gates
-        ],
-        published=work.published,
-        baselines={name: baseline(work.dataset.test) for name, baseline in work.recipe.baselines.items()},
-        comparisons=comparisons(work.stages, work.chosen),
-        fusion=work.fusion,
-        plan={node: asdict(choice) for node, choice in work.plan.choices[work.profile].items()} if work.plan else {},
-        notes=_notes(work),
-        profiles=work.profiles,
-    )
-
-
-def _notes(work: Work) -> list[str]:
-    notes = [f"{name}: {network.note}" for name, network in work.variant.networks.items() if network.note]
-    if work.plan:
-        notes.append(f"{work.profile} profile; {work.plan.reason}")
-    for name, (module, sidecar) in work.networks.items():
-        if not streaming.can_stream(module, work.variant.spec):
-            figure = sidecar.metrics["test"][work.recipe.metric.name]
-            notes.append(f"{name}: answers whole recordings only, test {work.recipe.metric.name} {figure:.4g}")
-    if "student" in work.networks:
-        soft = work.networks["student"][1].training["soft_weight"]
-        notes.insert(
-            0, f"student: distilled, {soft:.0%} of its loss to the teacher's answers, {1 - soft:.0%} to the truth"
-        )
-    return notes
 
 
 def _require_writable(folder: Path) -> None:

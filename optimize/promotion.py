@@ -12,6 +12,7 @@ the old one go. What an interrupted change left, on disk or in the servers, is m
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ from optimize.validator import UnfitModelError
 from optimize.version_folder import KEEP_VERSIONS, locked, told, unfinished, versions, withdrawn
 from serving import running
 from serving.running import RunningServer
+
+_EXPORT = (
+    "'python -m optimize.export --quantize --candidate', and the --model or --recipe and the --variant that it is of"
+)
+
+_log = logging.getLogger(__name__)
 
 
 class PromotionError(UserError):
@@ -88,13 +95,12 @@ def promote(repository: Path, model: str) -> Change:
         live, candidate = versions(folder)[-1], _candidate(folder, beside)
         if candidate is None:
             raise PromotionError(
-                f"'{model}' has no candidate to promote, version {live} is live; publish one with "
-                "'python -m optimize.export --candidate'"
+                f"'{model}' has no candidate to promote, version {live} is live; publish one with {_EXPORT}"
             )
         if candidate < live:
             raise PromotionError(
                 f"candidate {candidate} of '{model}' is older than version {live}, which went live since; compare it "
-                "with that one first: publish it again with 'python -m optimize.export --candidate'"
+                f"with that one first: publish it again with {_EXPORT}"
             )
         source = beside / str(candidate)
         config = parse_text((source / CONFIG_FILENAME).read_text())
@@ -104,7 +110,7 @@ def promote(repository: Path, model: str) -> Change:
 
         version_folder.add(folder, candidate, config, fill, servers)
         version_folder.prune(folder, servers, KEEP_VERSIONS)
-        _mend(folder, beside, servers)
+        _let_go(folder, beside, servers)
         return Change(live, candidate, tuple(server.http for server in servers))
 
 
@@ -131,7 +137,7 @@ def withdraw(repository: Path, model: str) -> Change:
         if candidate is None:
             raise PromotionError(f"'{model}' has no candidate to withdraw; version {live} is live")
         version_folder.withdraw(beside / str(candidate), folder)
-        _mend(folder, beside, servers)
+        _let_go(folder, beside, servers)
         return Change(candidate, live, tuple(server.http for server in servers))
 
 
@@ -141,7 +147,7 @@ def _folders(repository: Path, model: str) -> tuple[Path, Path]:
     if model not in there:
         found = f"it has {', '.join(there)}" if there else "it has none"
         raise PromotionError(f"no model '{model}' is published in '{repository}': {found}; check --model and "
-                             "--model-repository, or publish with 'python -m optimize.export'")  # fmt: skip
+                             "--model-repository, or publish with 'python -m optimize.export --quantize'")  # fmt: skip
     return repository / model, repository / candidate_of(model)
 
 
@@ -165,6 +171,14 @@ def _opened(repository: Path, model: str, what: str) -> Iterator[tuple[Path, Pat
         raise PromotionError(f"'{model}' was not {what}, what was live still is: {error}") from error
     except OSError as error:
         raise PromotionError(f"'{model}' was not {what}: {told(error)}") from error
+
+
+def _let_go(folder: Path, beside: Path, servers: Sequence[RunningServer]) -> None:
+    """After a change: the candidate is none any more. A failure is only logged, since the change has happened."""
+    try:
+        _mend(folder, beside, servers)
+    except (OSError, UserError) as error:
+        _log.warning("the candidate of '%s' is still there, the next change mends that: %s", folder.name, error)
 
 
 def _mend(folder: Path, beside: Path, servers: Sequence[RunningServer]) -> None:

@@ -7,33 +7,28 @@ python -m optimize.release rollback --model load_forecast  # the version before 
 python -m optimize.release withdraw --model load_forecast  # the candidate goes, the live version stays
 
 Running servers follow without a lost request; without one, the next start obeys. Exit status: 0; 2 for a mistake or a
-server that refuses, and then nothing has changed.
+server that refuses, and then nothing has changed; 130 after Ctrl-C: 'status' shows how things are, and the next change
+mends them.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from loadtest import command
 from optimize import promotion
-from optimize.errors import UserError
 from optimize.promotion import Change, Standing
 from optimize.specs import candidate_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        print(COMMANDS[options.command](options.model_repository, options.model))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; 'status' shows how things are, and the next change mends them", file=sys.stderr)
-        return 130
+    parser = command.parser(__doc__)
+    parser.add_argument("command", choices=tuple(COMMANDS))
+    parser.add_argument("--model", required=True, metavar="NAME", help="as it is served")
+    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    options = parser.parse_args(arguments)
+    print(COMMANDS[options.command](options.model_repository, options.model))
     return 0
 
 
@@ -93,16 +88,5 @@ def _listed(versions: Sequence[int]) -> str:
     return ", ".join(map(str, versions)) or "none"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m optimize.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=tuple(COMMANDS))
-    parser.add_argument("--model", required=True, metavar="NAME", help="as it is served")
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
-    return parser
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.exit(main())
+    command.run(main)

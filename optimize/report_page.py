@@ -6,9 +6,10 @@ The page is one file that loads nothing: styles and plots are inside, and there 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,8 +17,6 @@ from optimize.report import Report, Stage
 from optimize.report_plots import plots
 from optimize.report_svg import PAINT
 from optimize.report_tables import SERIES, Table, comparisons, interval, loss, number, ratio, series, tables
-
-_TEMPLATE = "report.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def markdown(report: Report) -> str:
             "",
         ]
     lines += [f"**{_text(status(report))}**", ""]
-    lines += [f"- Data: {_text(report.data)}", f"- Environment: {_text(environment(report))}", ""]
+    lines += [f"- Data: {_text(report.data)}", f"- Environment: {_text(environment(report.environment))}", ""]
     for table in (comparisons(report), *tables(report)):
         lines += markdown_table(table)
     if report.notes:
@@ -50,27 +49,32 @@ def markdown(report: Report) -> str:
 def html(report: Report) -> str:
     """The report as one self-contained page, in the reader's light or dark theme."""
     present = {series(stage) for stage in report.stages}
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return page.get_template(_TEMPLATE).render(
+    return page(
+        "report.html.jinja",
         report=report,
         title=title(report),
         subject=subject(report),
         headlines=headlines(report),
         status=status(report),
         failed=[gate for gate in report.gates if not gate.passed],
-        environment=environment(report),
-        paint=PAINT,
+        environment=environment(report.environment),
         key={name: label for name, label in SERIES.items() if name in present},
         plots=plots(report),
         comparisons=comparisons(report),
         tables=tables(report),
     )
+
+
+def page(template: str, folder: Path = Path(__file__).parent, **values: object) -> str:
+    """A template in ``folder`` that extends ``page.html.jinja``, where styles are. values: ``title`` and its own."""
+    templates = Environment(
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template(template).render(paint=PAINT, **values)
 
 
 def title(report: Report) -> str:
@@ -127,9 +131,8 @@ def status(report: Report) -> str:
     return "Not published"
 
 
-def environment(report: Report) -> str:
-    """One line: the machine and the versions that the numbers belong to."""
-    known = report.environment
+def environment(known: Mapping[str, Any]) -> str:
+    """One line: the machine and the versions that the numbers belong to, of ``benchmark.environment``."""
     threads = known.get("threads")
     parts = [
         str(known.get("cpu", "unknown CPU")),

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from optimize.profiler.profile import Part, Profile, others
 from optimize.report_svg import INK, MUTED, PAINT, TEXT, WIDTH, svg
-from optimize.report_tables import number, series
+from optimize.report_tables import TIME_TITLE, number, series
 
-TITLE = "Where the time goes"
+TITLE = TIME_TITLE
 CAPTION = (
     "The time of each stage by kind of operator. Solid: what this machine would need at its measured bandwidth and "
     "arithmetic rate. Pale: the rest. Grey: in no operator."

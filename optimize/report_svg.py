@@ -64,10 +64,15 @@ def svg(figure: Figure, name: str, words: str) -> str:
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawn = file.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", drawn)
+    drawn = prefixed(drawn, name)
     for variable, (colour, _) in PAINT.items():
         drawn = drawn.replace(colour, f"var(--{variable})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
+
+
+def prefixed(drawn: str, name: str) -> str:
+    """The same with its ids, and what refers to them, behind a name: several of a kind on one page need one each."""
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", drawn)
 
 
 def alone(drawn: str) -> str:

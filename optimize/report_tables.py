@@ -18,6 +18,8 @@ T = TypeVar("T")
 Mark = Literal["", "published", "failed", "beside"]
 Columns = dict[str, Callable[[T], str]]  # heading to what stands below it
 
+TIME_TITLE = "Where the time goes"
+
 # What shares a colour, and its name in the key.
 SERIES = {
     "torch": "PyTorch",
@@ -96,7 +98,7 @@ def time_table(profiles: Sequence[Profile], by: Literal["operator", "layer"], mo
         "The limit is the larger of bytes at the bandwidth of the cache or memory that holds them, and of products at "
         "the rate that the runtime reaches on large ones."
     )
-    title = "Where the time goes" + (", by layer" if by == "layer" else "")
+    title = TIME_TITLE + (", by layer" if by == "layer" else "")
     return _table(title, items, columns, note=" ".join(said), colour=lambda item: series(item[0]))
 
 

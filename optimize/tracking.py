@@ -4,8 +4,8 @@
         pipeline.run(...)
 
 The store is opened before the run begins, so that a wrong address does not cost a run. A run whose gates failed is
-logged too, as failed; one that did not get as far as a report is not. MLflow is optional:
-``pip install 'seqserve[mlflow]'``. Its own usage reports stay off.
+logged too, as failed; one that did not get as far as a report is not. What the store refused half of stays there as
+failed. MLflow is optional: ``pip install -e '.[mlflow]'``. Its own usage reports stay off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ _SQLITE = "sqlite:///"
 def recorded(uri: str, model: str, variant: str, folder: Path, parameters: Mapping[str, Any]) -> Iterator[None]:
     """Log what ``folder`` holds after the block: an experiment for each model, a run for each time.
 
-    Raises UserError: MLflow is not installed, or the store cannot be opened or written.
+    Raises UserError: MLflow is not installed, or the store cannot be opened or written; a GateError stays one.
     """
     client = _client(uri)
     with _told(uri):
@@ -45,8 +45,11 @@ def recorded(uri: str, model: str, variant: str, folder: Path, parameters: Mappi
     try:
         yield
         status = "FINISHED"
-    except GateError:
-        _log(client, uri, experiment, variant, folder, parameters, status)
+    except GateError as failed:
+        try:
+            _log(client, uri, experiment, variant, folder, parameters, status)
+        except UserError as refused:
+            raise GateError(f"{failed}\n{refused}") from failed
         raise
     _log(client, uri, experiment, variant, folder, parameters, status)
 
@@ -82,7 +85,7 @@ def _client(uri: str) -> MlflowClient:
     try:
         from mlflow.tracking import MlflowClient
     except ImportError:
-        raise UserError("--mlflow needs MLflow; install it with: pip install 'seqserve[mlflow]'") from None
+        raise UserError("--mlflow needs MLflow; install it with: pip install -e '.[mlflow]'") from None
     if uri.startswith(_SQLITE) and not (folder := _database(uri).parent).is_dir():  # MLflow would try for minutes
         raise UserError(f"--mlflow {uri}: the folder '{folder}' does not exist; create it first")
     with _told(uri):
@@ -108,18 +111,23 @@ def _log(client: MlflowClient, uri: str, experiment: str, variant: str, folder: 
 
     report = from_json((folder / "report.json").read_text())
     told = {**parameters, "variant": variant, "data": report.data, **report.environment}
+    now_ms = time.time_ns() // 1_000_000
+    numbers = [Metric(name, number, now_ms, 0) for name, number in metrics(report).items()]
+    made = [f"report.{kind}" for kind in ("json", "md", "html")]
+    made += [f"{stage.name}.onnx" for stage in report.stages if stage.runtime == "onnxruntime"]
     with _told(uri):
         run = client.create_run(experiment, run_name=variant).info.run_id
-        now_ms = time.time_ns() // 1_000_000
-        numbers = [Metric(name, number, now_ms, 0) for name, number in metrics(report).items()]
-        for first in range(0, len(numbers), _AT_ONCE):
-            client.log_batch(run, metrics=numbers[first : first + _AT_ONCE])
-        client.log_batch(run, params=[Param(name, str(value)[:_LONGEST]) for name, value in told.items()])
-        made = [f"report.{kind}" for kind in ("json", "md", "html")]
-        made += [f"{stage.name}.onnx" for stage in report.stages if stage.runtime == "onnxruntime"]
-        for name in made:
-            client.log_artifact(run, str(folder / name))
-        client.set_terminated(run, status)
+        try:
+            for first in range(0, len(numbers), _AT_ONCE):
+                client.log_batch(run, metrics=numbers[first : first + _AT_ONCE])
+            client.log_batch(run, params=[Param(name, str(value)[:_LONGEST]) for name, value in told.items()])
+            for name in made:
+                client.log_artifact(run, str(folder / name))
+            client.set_terminated(run, status)
+        except BaseException:
+            with suppress(Exception):  # the store may be gone
+                client.set_terminated(run, "FAILED")
+            raise
 
 
 @contextmanager

@@ -6,7 +6,7 @@
 What is published is served by a Triton of its own, on free ports of this machine, which takes one candidate after the
 other: profile, instances x threads, preferred batches, queue delay. The most that each sustains is searched with an
 open loop. The first candidate is the present settings; the best is measured against them once more, in turns, and
-written beside the recipe only if it wins. `python -m optimize.export` then publishes it.
+written beside the recipe only if it wins. The last lines say which command publishes it.
 
 Interrupted, the same command goes on where it was; nothing is measured twice. Generator and server share this machine's
 cores, so levels are lower than between two machines, for all candidates alike; "at least": the generator was the limit.
@@ -67,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         found = tuning.tune(recipe, options.variant, asked, tuning.Watcher(candidate, run, stage))
     console.print(result.table(found))
-    for words in (*result.verdict(found), f"details: {asked.artifacts / recipe.name}"):
+    for words in (
+        *result.verdict(found),
+        f"details: {asked.artifacts / recipe.name / recipe.variant(options.variant)[0]}",
+    ):
         console.print(words, highlight=False)
     return 0
 

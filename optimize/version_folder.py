@@ -111,12 +111,12 @@ def step_back(folder: Path, servers: Sequence[RunningServer]) -> None:
 
 
 def withdraw(version: Path, folder: Path) -> None:
-    """Move a version's folder out of Triton's sight, below the folder of its model."""
+    """Move a version's folder out of Triton's sight, below the folder of its model; the oldest there make room."""
     if version.exists():
         (folder / _WITHDRAWN).mkdir(exist_ok=True)
         os.rename(version, folder / _WITHDRAWN / version.name)
-        for old in withdrawn(folder)[:-KEEP_VERSIONS]:
-            shutil.rmtree(folder / _WITHDRAWN / str(old))
+        for old in [each for each in withdrawn(folder) if each != int(version.name)][: 1 - KEEP_VERSIONS]:
+            shutil.rmtree(folder / _WITHDRAWN / str(old), ignore_errors=True)  # the next makes room for it too
 
 
 def recover(folder: Path) -> bool:

@@ -100,7 +100,7 @@ def _show_fleet(running: fleet.Fleet) -> None:
     print(f"  http     http{'s' if credentials else ''}://{door.http}")
     print(f"  grpc     {door.grpc}{' (TLS)' if credentials else ''}")
     for server in running.servers:
-        print(f"  replica  {server.grpc}, metrics http://{server.metrics}/metrics, log {server.log}")
+        print(f"  replica  {fleet.endpoints(server)}")
     print(f"  log      {door.log}")
     if credentials:
         print(f"  clients  --tls-ca {credentials.certificate} --token {credentials.token}")

@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from math import prod
 from typing import Any
 
 from serving import health
 
 TIMEOUT_S = 5.0
-_STREAM = "seqserve-canary"
+STREAM = "seqserve-canary"  # the workers do not count it (``backends/onnxruntime/stream_metrics.py``)
 _ANY_SIZE = 8  # where the model takes any
 _BITS = 32  # of chance in a request
 _BITS_OF = {"BOOL": 1, "STRING": _BITS, "FP16": 8, "FP32": 20, "FP64": 20}  # of one value; whole numbers: 1
@@ -29,12 +30,15 @@ _GONE = re.compile(r"not healthy|unknown model|not found|no available versions|n
 
 
 def refusal(address: str, model: str, timeout_s: float = TIMEOUT_S) -> str | None:
-    """Why ``model`` of the server at ``address`` ("host:port", HTTP) does not answer; None if it does."""
-    config = health.model_config(address, model)
-    if config is None:
-        return "it is not loaded"
-    body = json.dumps(request(config)).encode()
-    said = health.exchange(address, "POST", f"/v2/models/{model}/infer", body=body, timeout_s=timeout_s)
+    """Why ``model`` of the server at ``address`` ("host:port", HTTP) does not answer in time; None if it does."""
+    begin = time.monotonic()
+    said = health.exchange(address, "GET", f"/v2/models/{model}/config", timeout_s=timeout_s)
+    if said is not None:
+        if said[0] != 200:
+            return "it is not loaded"
+        body = json.dumps(request(json.loads(said[1]))).encode()
+        left_s = max(begin + timeout_s - time.monotonic(), 0.001)
+        said = health.exchange(address, "POST", f"/v2/models/{model}/infer", body=body, timeout_s=left_s)
     if said is None:
         return f"no answer within {timeout_s:g} s"
     status, text = said
@@ -54,7 +58,7 @@ def request(config: dict[str, Any]) -> dict[str, Any]:
         "outputs": [{"name": config["output"][0]["name"]}],
     }
     if streams:
-        body["parameters"] = {"sequence_id": _STREAM, "sequence_start": True, "sequence_end": True}
+        body["parameters"] = {"sequence_id": STREAM, "sequence_start": True, "sequence_end": True}
     return body
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from optimize.errors import UserError
 
-PORT_OPTIONS = {"http_port": "--http-port", "grpc_port": "--grpc-port", "metrics_port": "--metrics-port"}
+PORT_OPTIONS = {
+    "http_port": "--http-port",
+    "grpc_port": "--grpc-port",
+    "metrics_port": "--metrics-port",
+    "health_port": "--health-port",
+}
 
 
 @dataclass(frozen=True)
@@ -16,10 +21,10 @@ class ServerConfig:
 
     A port of 0 lets the operating system choose a free one. tritonserver: the program to run; by default the one on
     PATH, else the one of the nvidia-pytriton wheel. cache_mb: size of the response cache in MiB, 0 for none; only
-    models whose config.pbtxt asks for it use it. verbose: copy Triton's log to stderr. health_port: where /live and
-    /ready answer on this machine, None for nowhere. run_limit_s: how long one execution of a model may take before its
-    worker counts as hanging, and is replaced. trace_file: where traces go once ``python -m serving.trace`` has switched
-    them on; None: they cannot be.
+    models whose config.pbtxt asks for it use it. verbose: copy Triton's log to stderr. health_port: where /live, /ready
+    and /metrics answer on this machine, None for nowhere. run_limit_s: how long one execution of a model may take
+    before its worker counts as hanging, and is replaced. trace_file: where traces go once ``python -m serving.trace``
+    has switched them on; None: they cannot be.
     """
 
     model_repository: Path = Path("model_repository")
@@ -37,17 +42,13 @@ class ServerConfig:
     trace_file: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, option in PORT_OPTIONS.items():
-            port = getattr(self, name)
+        chosen = {option: port for name, option in PORT_OPTIONS.items() if (port := getattr(self, name)) is not None}
+        for option, port in chosen.items():
             if not 0 <= port <= 65535:
                 raise UserError(f"{option} is {port}; expected 0 (any free port) to 65535")
-        chosen = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
-        if len(set(chosen)) < len(chosen):
-            raise UserError(
-                f"--http-port, --grpc-port and --metrics-port must differ, got {', '.join(map(str, chosen))}"
-            )
-        if self.health_port is not None and not 0 <= self.health_port <= 65535:
-            raise UserError(f"--health-port is {self.health_port}; expected 0 (any free port) to 65535")
+        taken = [port for port in chosen.values() if port]
+        if len(set(taken)) < len(taken):
+            raise UserError(f"{', '.join(chosen)} must differ, got {', '.join(map(str, taken))}")
         if not self.run_limit_s > 0:
             raise UserError(f"--run-limit-s is {self.run_limit_s:g}; expected more than 0")
         if self.cache_mb < 0:

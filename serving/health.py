@@ -42,12 +42,6 @@ def is_live(address: str) -> bool:
     return _request(address, "GET", "/v2/health/live") is not None
 
 
-def model_config(address: str, model: str) -> dict[str, Any] | None:
-    """The configuration under which the model is loaded; None if it is not."""
-    config: dict[str, Any] | None = _request(address, "GET", f"/v2/models/{model}/config")
-    return config
-
-
 def accepts(address: str) -> bool:
     """Whether something listens at ``address`` ("host:port")."""
     host, _, port = address.rpartition(":")
@@ -58,9 +52,14 @@ def accepts(address: str) -> bool:
     return True
 
 
-def loaded_models(address: str, headers: dict[str, str]) -> list[LoadedModel]:
-    """Every model version that the server knows; ``headers`` must hold the key of the repository API."""
-    entries = _request(address, "POST", "/v2/repository/index", headers) or []
+def loaded_models(address: str, headers: dict[str, str]) -> list[LoadedModel] | None:
+    """Every model version that the server knows, None if it does not say.
+
+    headers: must hold the key of the repository API.
+    """
+    entries = _request(address, "POST", "/v2/repository/index", headers)
+    if entries is None:
+        return None
     return [
         LoadedModel(entry["name"], entry.get("version", ""), entry.get("state", "UNAVAILABLE")) for entry in entries
     ]

@@ -26,7 +26,7 @@ from serving.config import PORT_OPTIONS, ServerConfig
 from serving.heartbeats import ENVIRONMENT, Heartbeats
 from serving.probes import Probes
 from serving.stopping import StopRequests
-from serving.watchman import Watchman
+from serving.watchman import Unloaded, Watchman
 from serving.worker_metrics import WorkerMetrics
 
 _POLL_S = 0.05
@@ -58,6 +58,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._record: running.RunningServer | None = None
         self._heartbeats: Heartbeats | None = None
+        self._counts: WorkerMetrics | None = None
         self.watchman: Watchman | None = None
         self.probes: Probes | None = None
         self._log_shown = 0
@@ -167,7 +168,8 @@ class Server:
             chosen = ports.choose(self.config)
             command = flags.command_line(self.config, program, chosen, models, self._workspace.name, self._key)
             self._heartbeats = Heartbeats(self._workspace.name)
-            self._launch(command, program.environment | {ENVIRONMENT: self._heartbeats.prefix})
+            counters = f"{leftovers.SHARED_MEMORY / self._workspace.name}_"
+            self._launch(command, program.environment | {ENVIRONMENT: counters})
             at = {name: ports.reachable(self.config.host, port) for name, port in vars(chosen).items()}
             self._wait_until_ready(at["http_port"], [at["grpc_port"], at["metrics_port"]], cancelled)
             self._announce(at)
@@ -224,31 +226,41 @@ class Server:
             started=started,
         )
         running.register(self._record)
-        self.models = health.loaded_models(self.http, self._record.http_headers)
+        self.models = health.loaded_models(self.http, self._record.http_headers) or []
 
     def _guard(self, embedded: bool) -> None:
         """Watch the workers, which only the embedded server has, and answer probes."""
+        page = None
         if embedded:
             assert self._heartbeats is not None
+            assert self._workspace is not None
             self.watchman = Watchman(self._heartbeats, self._reload, self.config.run_limit_s)
+            self._counts = WorkerMetrics(self._workspace.name, self.watchman.losses)
+            page = self._counts.page
             self.watchman.start()
         if self.config.health_port is not None:
-            page = None
-            if self.watchman is not None:
-                assert self._workspace is not None
-                page = WorkerMetrics(self._workspace.name, self.watchman.losses).page
             self.probes = Probes(self.config.health_port, self.record.http, self._served, self.watchman, page)
 
-    def _served(self) -> list[str]:
+    def _served(self) -> list[str] | None:
+        """The models that answer, none once the server is to stop; None when it does not say."""
         record = self._record
         models = health.loaded_models(record.http, record.http_headers) if record is not None else []
-        return sorted({model.name for model in models if model.state == "READY"})
+        return None if models is None else sorted({model.name for model in models if model.state == "READY"})
 
     def _reload(self, model: str, attempt: int) -> str | None:
+        if attempt == 1:
+            while (served := self._served()) is None:
+                time.sleep(_POLL_S)
+            if model not in served:
+                raise Unloaded
         record = self._record
-        if record is None or (attempt == 1 and model not in self._served()):
-            return None  # the server stops, or somebody has unloaded it
-        return health.reload(record.http, record.http_headers, model)
+        if record is None:
+            raise Unloaded
+        try:
+            return health.reload(record.http, record.http_headers, model)
+        finally:
+            if self._counts is not None:
+                self._counts.collect()
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO
 
 LOG_NAME = "tritonserver.log"
+SHARED_MEMORY = Path("/dev/shm")
 
 _PREFIX = "seqserve-server-"
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 def new_workspace() -> Path:
@@ -37,7 +37,7 @@ def open_log(workspace: Path, name: str = LOG_NAME) -> IO[bytes]:
 
 def remove(workspace: Path, keep_log: bool = False) -> None:
     """Delete the workspace and the shared memory of its server, which must have ended."""
-    for region in _SHARED_MEMORY.glob(f"{workspace.name}_*"):
+    for region in SHARED_MEMORY.glob(f"{workspace.name}_*"):
         region.unlink(missing_ok=True)
     for entry in _without_logs(workspace) if keep_log else [workspace]:
         shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)

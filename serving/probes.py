@@ -28,7 +28,8 @@ _KEPT_S = 1.0
 
 
 class Probes:
-    """Answers for the server at ``http``. models: what it serves now. watchman, page: None where there are no workers.
+    """Answers for the server at ``http``. models: what it serves now, None when it does not say. watchman, page: None
+    where there are no workers.
 
     Raises UserError when the port is taken; 0 is any free one.
     """
@@ -37,7 +38,7 @@ class Probes:
         self,
         port: int,
         http: str,
-        models: Callable[[], list[str]],
+        models: Callable[[], list[str] | None],
         watchman: Watchman | None,
         page: Callable[[], str] | None = None,
     ) -> None:
@@ -54,7 +55,6 @@ class Probes:
             raise UserError(
                 f"port {port} (--health-port) on {HOST}: {error.strerror}; choose another, 0 for any"
             ) from None
-        self._server.daemon_threads = True
         self.address = f"{HOST}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
 
@@ -77,7 +77,7 @@ class Probes:
 
     def _ask(self) -> tuple[bool, dict[str, Any]]:
         recovering = self._watchman.recovering if self._watchman is not None else []
-        served = self._models()
+        served = self._models() or []
         with ThreadPoolExecutor(max(len(served), 1)) as threads:
             refusals = threads.map(lambda model: canary.refusal(self._http, model), served)
             models = {model: why or "ready" for model, why in zip(served, refusals, strict=True)}
@@ -98,7 +98,7 @@ def _handler(probes: Probes) -> type[BaseHTTPRequestHandler]:
                 self._send(200, "text/plain; version=0.0.4; charset=utf-8", probes.page())
                 return
             question = {"/live": probes.live, "/ready": probes.ready}.get(self.path)
-            good, said = question() if question else (False, {"error": f"'{self.path}': ask /live or /ready"})
+            good, said = question() if question else (False, {"error": f"'{self.path}': ask /live, /ready or /metrics"})
             self._send(200 if good else 503 if question else 404, "application/json", json.dumps(said))
 
         def _send(self, status: int, kind: str, text: str) -> None:

@@ -42,6 +42,10 @@ _MOVING = frozenset("RD")  # states of a thread that has the processor or wants 
 _log = logging.getLogger(__name__)
 
 
+class Unloaded(Exception):
+    """Raised by ``reload`` where nobody wants the model any more."""
+
+
 @dataclass
 class Losses:
     """What happened to one model's workers. attempts: to reload it, failed ones included."""
@@ -72,7 +76,7 @@ class _Recovery:
 
 
 class Watchman:
-    """See the module. reload: has Triton load a model anew, in a thread for each; attempt: 1, 2, ..."""
+    """See the module. reload: has Triton load a model anew, or raises Unloaded; in a thread for each; attempt: 1, .."""
 
     def __init__(
         self, heartbeats: Heartbeats, reload: Callable[[str, int], str | None], run_limit_s: float = RUN_LIMIT_S
@@ -165,23 +169,23 @@ class Watchman:
             losses.attempts += 1
             recovery.failures += 1  # until its workers have lived for a while
             recovery.lost_again = False
-            reason = self._try(model, attempt)
+            reason, wanted = None, True
+            try:
+                reason = self._reload(model, attempt)
+            except Unloaded:
+                wanted = False
+            except Exception as error:  # whatever it is, somebody has to try again
+                reason = repr(error)
             with self._turn:
                 recovery.under_way = reason is not None or recovery.lost_again
             if not recovery.under_way:
-                losses.reloaded += 1
-                _log.warning("model_reloaded model=%s attempt=%d", model, attempt)
+                losses.reloaded += wanted
+                _log.warning("model_%s model=%s attempt=%d", "reloaded" if wanted else "unloaded", model, attempt)
                 return
             _log.warning(
                 "reload_failed model=%s attempt=%d next_s=%g reason=%r",
                 *(model, attempt, _pause_s(recovery.failures), reason or "its worker died at once"),
             )
-
-    def _try(self, model: str, attempt: int) -> str | None:
-        try:
-            return self._reload(model, attempt)
-        except Exception as error:  # whatever it is, somebody has to try again
-            return repr(error)
 
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):

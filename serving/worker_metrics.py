@@ -14,11 +14,13 @@ import json
 import struct
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.leftovers import SHARED_MEMORY
 from serving.running import start_time
+from serving.watchman import Losses
 
 EVENTS = ("started", "replaced", "ended", "failed", "expired", "evicted", "unknown", "refused", "late")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -28,13 +30,12 @@ NUMBERS = (
     *(f"rows_{bound}" for bound in ROWS), "rows_inf",
 )  # fmt: skip
 
-_SHARED_MEMORY = Path("/dev/shm")
 _LAYOUT = struct.Struct(f"<{len(NUMBERS)}Q")
-_GAUGES = {
-    "seqserve_workers": "Worker processes that serve the model",
-    "seqserve_streams_open": "Streams that are open",
-    "seqserve_streams_free": "Streams for which there is room",
-    "seqserve_state_bytes": "Memory for the states of streams",
+_GAUGES: dict[str, tuple[str, Callable[[Counter[str]], int]]] = {
+    "seqserve_workers": ("Worker processes that serve the model", lambda held: held["workers"]),
+    "seqserve_streams_open": ("Streams that are open", lambda held: held["streams"]),
+    "seqserve_streams_free": ("Streams for which there is room", lambda held: held["room"] - held["streams"]),
+    "seqserve_state_bytes": ("Memory for the states of streams", lambda held: held["state_bytes"]),
 }
 _SESSIONS_LOST, _EVENTS, _ROWS = "seqserve_sessions_lost_total", "seqserve_stream_events_total", "seqserve_run_rows"
 _WORKERS_LOST, _RELOADS = "seqserve_workers_lost_total", "seqserve_model_reloads_total"
@@ -50,11 +51,11 @@ class _Worker:
 
 
 class WorkerMetrics:
-    """Of one server. server_id: the name of its workspace. losses: of the watchman, by model; None without one."""
+    """Of one server. server_id: the name of its workspace. losses: of the watchman, by model."""
 
-    def __init__(self, server_id: str, losses: Mapping[str, object] | None = None) -> None:
+    def __init__(self, server_id: str, losses: Mapping[str, Losses]) -> None:
         self._prefix = f"{server_id}_count_"
-        self._losses: Mapping[str, object] = losses if losses is not None else {}
+        self._losses = losses
         self._seen: dict[int, _Worker] = {}
         self._ended: dict[Model, Counter[str]] = defaultdict(Counter)
         self._lost: Counter[Model] = Counter()
@@ -65,17 +66,25 @@ class WorkerMetrics:
         with self._reading:
             return "".join(f"{line}\n" for line in self._lines(self._living()))
 
+    def collect(self) -> None:
+        """Note what workers that were killed had counted, and remove their files; so does `page`."""
+        with self._reading:
+            self._living()
+
     def _living(self) -> list[_Worker]:
         """The workers that serve; what the others have counted is added to the past."""
         living: dict[int, _Worker] = {}
-        for path in sorted(_SHARED_MEMORY.glob(f"{self._prefix}*")):
+        for path in sorted(SHARED_MEMORY.glob(f"{self._prefix}*")):
             worker = _read(path)
             if worker is None:
                 continue
             if start_time(worker.pid) is not None:
                 living[worker.pid] = worker
                 continue
-            worker = self._seen[worker.pid] = _read(path) or worker  # what it counted until it was killed
+            worker = _read(path)  # what it counted until it was killed
+            if worker is None:  # it was not: its file went with it
+                continue
+            self._seen[worker.pid] = worker
             self._lost[worker.model] += worker.counts["streams"]
             path.unlink(missing_ok=True)
         for pid in self._seen.keys() - living.keys():
@@ -91,15 +100,9 @@ class WorkerMetrics:
             held = open_now.setdefault(worker.model, Counter())
             held.update({name: worker.counts[name] for name in ("streams", "room", "state_bytes")}, workers=1)
             totals.setdefault(worker.model, Counter()).update(worker.counts)
-        gauges = {
-            "seqserve_workers": lambda held: held["workers"],
-            "seqserve_streams_open": lambda held: held["streams"],
-            "seqserve_streams_free": lambda held: held["room"] - held["streams"],
-            "seqserve_state_bytes": lambda held: held["state_bytes"],
-        }
-        for name, meaning in _GAUGES.items():
+        for name, (meaning, number) in _GAUGES.items():
             yield from _head(name, "gauge", meaning)
-            yield from (f"{name}{_labels(model)} {gauges[name](held)}" for model, held in open_now.items())
+            yield from (f"{name}{_labels(model)} {number(held)}" for model, held in open_now.items())
         yield from _head(_EVENTS, "counter", "What happened to streams")
         for model, counts in totals.items():
             yield from (f"{_EVENTS}{_labels(model, event=event)} {counts[event]}" for event in EVENTS)
@@ -113,15 +116,11 @@ class WorkerMetrics:
                 yield f"{_ROWS}_bucket{_labels(model, le='+Inf' if bound == 'inf' else bound)} {runs}"
             yield f"{_ROWS}_sum{_labels(model)} {counts['rows_sum']}"
             yield f"{_ROWS}_count{_labels(model)} {runs}"
-        for name, field, meaning in (
-            (_WORKERS_LOST, "lost", "Workers that died or hung, and were replaced"),
-            (_RELOADS, "reloaded", "Times that a model was reloaded for that"),
-        ):
-            yield from _head(name, "counter", meaning)
-            of_models = {model: 0 for model, _ in totals} | {
-                model: getattr(losses, field) for model, losses in list(self._losses.items())
-            }
-            yield from (f'{name}{{model="{model}"}} {count}' for model, count in of_models.items())
+        losses = {model: Losses() for model, _ in totals} | dict(self._losses)
+        yield from _head(_WORKERS_LOST, "counter", "Workers that died or hung, and were replaced")
+        yield from (f'{_WORKERS_LOST}{{model="{model}"}} {counts.lost}' for model, counts in losses.items())
+        yield from _head(_RELOADS, "counter", "Times that a model was reloaded for that")
+        yield from (f'{_RELOADS}{{model="{model}"}} {counts.reloaded}' for model, counts in losses.items())
 
 
 def _read(path: Path) -> _Worker | None:

@@ -19,19 +19,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table as RichTable
 
+from loadtest.closed_loop import Load
 from loadtest.command import count, positive
 from loadtest.peers import in_process, served
 from loadtest.peers.environment import FOLDER, ROOT, PeerEnvironment
 from loadtest.peers.in_process import InProcess
 from loadtest.peers.results import Results, claims, markdown, tables, where_peers_win
-from loadtest.peers.served import Load, Served
+from loadtest.peers.served import Served
 from loadtest.peers.subject import Subject
 from optimize import command, recipes
 from optimize.benchmark import Latency, environment
 from optimize.errors import UserError
-from optimize.report_tables import Table
 
 
 def compare(subject: Subject, variant: str, peers: PeerEnvironment, rounds: int, turns: int, seconds: float,
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     for table in tables(found):
         if table.rows:
-            console.print(_rich(table))
+            console.print(command.terminal(table))
     for line in where_peers_win(found):
         console.print(f"a peer wins: {line}")
     for name, reason in found.failures.items():
@@ -114,15 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _load(values: dict[str, Any]) -> Load:
     return Load(**{**values, "latency_ms": Latency(**values["latency_ms"])})
-
-
-def _rich(table: Table) -> RichTable:
-    made = RichTable(title=table.title, title_justify="left")
-    for heading, numeric in zip(table.headings, table.numeric, strict=True):
-        made.add_column(heading, justify="right" if numeric else "left")
-    for row in table.rows:
-        made.add_row(*row.cells, style="bold" if row.mark == "published" else None)
-    return made
 
 
 if __name__ == "__main__":

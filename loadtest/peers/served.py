@@ -10,34 +10,17 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from loadtest.peers.closed_loop import Turn, ask_all, turn
+from loadtest.closed_loop import Load, Turn, ask_all, turn
 from loadtest.peers.environment import PeerEnvironment
 from loadtest.peers.servers import PEERS, Contestant, running
 from loadtest.peers.subject import Subject
 from optimize import verify
-from optimize.benchmark import Latency, torch_candidate, torch_threads
+from optimize.benchmark import torch_candidate, torch_threads
 from optimize.data.dataset import Arrays, Split
 
 CALLERS = (1, 4, 16)
 WARM_UP_S = 0.3
 ITEMS = 256  # of the test set, spread over it, that are sent and whose answers are compared
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one server did for so many callers in all rounds. slowest, fastest: requests per second of a round."""
-
-    requests_per_s: float
-    slowest: float
-    fastest: float
-    latency_ms: Latency
-
-    @classmethod
-    def of(cls, turns: list[Turn]) -> Load:
-        rates = [len(turn.latencies_s) / turn.wall_s for turn in turns]
-        together = sum(len(turn.latencies_s) for turn in turns) / sum(turn.wall_s for turn in turns)
-        latencies = [seconds for turn in turns for seconds in turn.latencies_s]
-        return cls(together, min(rates), max(rates), Latency.of(latencies))
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tritonclient.http as triton
-from tritonclient.grpc import service_pb2
-from tritonclient.utils import np_to_triton_dtype
 
-from loadtest.peers.closed_loop import Target, ask_all
+from loadtest import prepared
+from loadtest.closed_loop import Target, ask_all
 from loadtest.peers.environment import PeerEnvironment
 from loadtest.peers.subject import Subject
 from loadtest.peers.wire import Settings
@@ -42,7 +40,7 @@ _OCTETS = "Content-Type: application/octet-stream"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server that answers. encode: a request's bytes; decode: the outputs from an answer's."""
+    """A server that answers. encode: all the bytes of a request; decode: the outputs from an answer's."""
 
     name: str
     family: str
@@ -142,52 +140,15 @@ def _ours(subject: Subject, graph: Path, place: Path) -> Iterator[list[Contestan
         found = []
         for count, name in names.items():
             spec, instances = replace(subject.spec, name=name), f"{count} instance{'s' * (count > 1)}"
-            found.append(by_grpc(f"Triton, gRPC, {instances}", spec, _port(server.grpc)))
-            found.append(by_http(f"Triton, HTTP, {instances}", spec, _port(server.http)))
+            found.append(_triton(f"Triton, gRPC, {instances}", spec, prepared.by_grpc(server.grpc)))
+            found.append(_triton(f"Triton, HTTP, {instances}", spec, prepared.by_http(server.http, name)))
         yield found
 
 
-def by_grpc(name: str, spec: ModelSpec, port: int) -> Contestant:
-    def encode(inputs: Arrays) -> bytes:
-        request = service_pb2.ModelInferRequest(model_name=spec.name)
-        for tensor in spec.inputs:
-            array = inputs[tensor.name]
-            request.inputs.add(name=tensor.name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())
-        return bytes(request.SerializeToString())
-
-    def decode(answer: bytes) -> Arrays:
-        reply = service_pb2.ModelInferResponse.FromString(answer)
-        return {
-            output.name: np.frombuffer(raw, _dtype(spec, output.name)).reshape(tuple(output.shape))
-            for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)
-        }
-
-    return Contestant(name, OURS, Target(_HOST, port), encode, decode)
-
-
-def by_http(name: str, spec: ModelSpec, port: int) -> Contestant:
-    """Tensors as binary data behind a JSON head, whose length is that of every request of equal shapes."""
-
-    def body(inputs: Arrays) -> tuple[bytes, int]:
-        tensors = []
-        for tensor in spec.inputs:
-            array = inputs[tensor.name]
-            tensors.append(triton.InferInput(tensor.name, list(array.shape), np_to_triton_dtype(array.dtype)))
-            tensors[-1].set_data_from_numpy(array)
-        outputs = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
-        made: tuple[bytes, int] = triton.InferenceServerClient.generate_request_body(tensors, outputs=outputs)
-        return made
-
-    def decode(answer: bytes) -> Arrays:
-        _, head = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
-        result = triton.InferenceServerClient.parse_response_body(answer, header_length=head)
-        return {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
-
-    zeros = {tensor.name: np.zeros((1, *_sizes(tensor.shape)), tensor.dtype) for tensor in spec.inputs}
-    headers = (_OCTETS, f"Inference-Header-Content-Length: {body(zeros)[1]}")
-    target = Target(_HOST, port, f"/v2/models/{spec.name}/infer", headers)
-    return Contestant(name, OURS, target, lambda inputs: body(inputs)[0], decode)
+def _triton(name: str, spec: ModelSpec, target: Target) -> Contestant:
+    return Contestant(
+        name, OURS, target, partial(prepared.request, target, spec), partial(prepared.answer, target, spec)
+    )
 
 
 @contextmanager
@@ -211,8 +172,12 @@ def served_by(
     log = place / f"{port}.log"
     variables = peers.variables({**settings.variables(), "BENTOML_HOME": str(place / "bentoml")})
     with process(command, variables, log) as started:
-        _wait(target, encode(spec, probe), started, log)
-        yield Contestant(peer.name, peer.family, target, partial(encode, spec), partial(decode, spec))
+
+        def message(inputs: Arrays) -> bytes:
+            return target.message(encode(spec, inputs))
+
+        _wait(target, message(probe), started, log)
+        yield Contestant(peer.name, peer.family, target, message, partial(decode, spec))
 
 
 def _bytes(spec: ModelSpec, request: Arrays) -> bytes:
@@ -242,12 +207,12 @@ def _of_rows(spec: ModelSpec, answer: bytes) -> Arrays:
     return found
 
 
-def _wait(target: Target, body: bytes, started: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(target: Target, message: bytes, started: subprocess.Popen[bytes], log: Path) -> None:
     """Until it answers. Raises UserError with the last line of its log if it does not."""
     deadline, reason = time.monotonic() + START_S, "it never listened"
     while time.monotonic() < deadline and started.poll() is None:
         try:
-            asyncio.run(ask_all(target, [body]))
+            asyncio.run(ask_all(target, [message]))
             return
         except (OSError, UserError) as error:
             reason = str(error)
@@ -258,11 +223,3 @@ def _wait(target: Target, body: bytes, started: subprocess.Popen[bytes], log: Pa
 
 def _sizes(shape: tuple[int | str, ...]) -> list[int]:
     return [int(size) for size in shape]
-
-
-def _dtype(spec: ModelSpec, output: str) -> str:
-    return next(tensor.dtype for tensor in spec.outputs if tensor.name == output)
-
-
-def _port(address: str) -> int:
-    return int(address.rpartition(":")[2])

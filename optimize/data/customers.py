@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -28,10 +27,10 @@ import numpy as np
 import pandas as pd
 
 from optimize.data.clickstream import EVENT_TYPES, EVENTS, NO_EVENT, UNKNOWN_EVENT, Clicks, FutureEvent, moment
-from optimize.data.dataset import Arrays, Dataset, Split
+from optimize.data.dataset import Arrays, Dataset, Split, data_folder
 from optimize.data.reviews import SENTIMENTS
 from optimize.data.shop import TIERS, Customer, customers
-from optimize.data.subwords import END, PADDING, Subwords, learn, normalise
+from optimize.data.subwords import END, PADDING, Subwords, normalise
 from optimize.data.texts import Tokenizer, Vocabulary
 from optimize.errors import UserError
 
@@ -51,7 +50,7 @@ def load(data: Path | None = None, vocabulary: Vocabulary | None = None) -> Data
     vocabulary: by which reviews become numbers, if not the committed one. Raises UserError for files that cannot be
     used; the message says which row.
     """
-    folder = data or Path(os.environ.get("DATA_DIR") or "data") / FOLDER
+    folder = data or data_folder() / FOLDER
     if data is not None and not data.is_dir():
         raise UserError(f"'{data}' is no folder; give one with {REVIEWS} and {CLICKS}")
     if folder.is_dir():
@@ -171,6 +170,10 @@ def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -
         raise UserError(f"'{path}' is not UTF-8 (byte {error.start}); {expected}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); {expected}") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first values for names of the rows
+        raise UserError(
+            f"'{path}' has more values in its rows than columns; remove the commas at their end; {expected}"
+        )
     if missing := [name for name in columns if name not in frame.columns]:
         raise UserError(f"'{path}' lacks the columns {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
@@ -233,10 +236,9 @@ def write_folder(found: Iterable[Customer], folder: Path) -> None:
             )
 
 
-def learn_vocabulary() -> Subwords:
-    """The committed vocabulary again, from the shop's reviews that are trained on."""
-    texts = [normalise(one.review) for one in customers(COUNT, SEED) if one.review and part_of(one.name) == "train"]
-    return learn(texts, VOCABULARY)
+def training_reviews() -> list[str]:
+    """Those of the shop, normalised, from which the committed vocabulary is learned."""
+    return [normalise(one.review) for one in customers(COUNT, SEED) if one.review and part_of(one.name) == "train"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -69,6 +69,11 @@ class Dataset:
     others: dict[str, Split] = field(default_factory=dict)
 
 
+def data_folder() -> Path:
+    """Where data sets are looked for: $DATA_DIR, else ./data."""
+    return Path(os.environ.get("DATA_DIR") or "data")
+
+
 def find(relative: str, data: Path | None = None) -> Path | None:
     """The data file: ``data`` itself when given (it must exist), else $DATA_DIR/relative or ./data/relative if there.
 
@@ -78,5 +83,5 @@ def find(relative: str, data: Path | None = None) -> Path | None:
         if not data.is_file():
             raise UserError(f"data file '{data}' does not exist or is not a file; check --data")
         return data
-    path = Path(os.environ.get("DATA_DIR") or "data") / relative
+    path = data_folder() / relative
     return path if path.is_file() else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optimize.data.audio import Samples, read_wav, telephone_band, trim
-from optimize.data.dataset import Dataset, Split
+from optimize.data.dataset import Dataset, Split, data_folder
 from optimize.data.espeak import ACCENTS, SPEAKERS, Synthesiser, Voice
 from optimize.data.strings import Pool, Segment, connected, padded
 from optimize.data.vocabulary import VOCABULARY, tokens_of
@@ -45,7 +44,7 @@ def load(data: Path | None = None) -> Dataset:
 
     Raises UserError for a manifest or a recording that cannot be used.
     """
-    folder = Path(os.environ.get("DATA_DIR") or "data") / FOLDER
+    folder = data_folder() / FOLDER
     spoken = parts_of(spoken_digits(SPEAKERS), unseen=SPEAKERS[-4:], test_takes=1, validation_takes=1)
     if data is not None:
         return _manifest_dataset(data, spoken.train)

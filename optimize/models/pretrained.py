@@ -106,7 +106,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UserError("a Hugging Face encoder needs transformers; pip install 'seqserve[huggingface]'") from None
+        raise UserError("a Hugging Face encoder needs transformers; pip install -e '.[huggingface]'") from None
     return transformers
 
 

@@ -1,11 +1,11 @@
-"""Profile every stage of a model that python -m optimize.export left in artifacts/, and its torch networks.
+"""Profile the ONNX stages of a model that python -m optimize.export left in artifacts/, and its torch networks.
 
 python -m optimize.profiler                                            # the built-in load forecaster
 python -m optimize.profiler --model speech --variant gru --batch 8
 python -m optimize.profiler --recipe my_recipe.py --stage student_onnx_int8 --json
 
-Single requests, and batches, of the test data. Writes profile.json (every operator), profile.md and profile.svg beside
-the artefacts.
+Single requests, and batches, of the test data. Of the torch networks it is the published one, unless --stage names
+others. Writes profile.json (every operator), profile.md and profile.svg beside the artefacts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from optimize import command, recipes, report_tables, streaming
+from optimize.benchmark import precision_of
 from optimize.checkpoint import load_checkpoint, path_of
 from optimize.errors import UserError
 from optimize.profiler import stages
@@ -34,7 +35,10 @@ _SHOWN = ("calls", "ms", "share", "limit, ms", "of the limit")
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.parser(__doc__)
     parser.add_argument(
-        "--stage", nargs="+", metavar="NAME", help="such as student_onnx_int8 or student_torch_fp32 (default: all)"
+        "--stage",
+        nargs="+",
+        metavar="NAME",
+        help="such as teacher_torch_fp32 (default: all in ONNX, the published network in torch)",
     )
     parser.add_argument(
         "--batch", type=int, default=stages.BATCH, metavar="N", help="beside single requests; 1: none (default: 16)"
@@ -67,11 +71,7 @@ def _files(recipe: Recipe, variant: str, folder: Path) -> dict[str, Path]:
     """The ONNX stages by name, in the order of the pipeline."""
     files = {path.stem: path for path in sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)}
     if not files:
-        chosen = f"--recipe {recipe.file}" if recipe.name not in recipes.BUILT_IN else f"--model {recipe.name}"
-        raise UserError(
-            f"'{folder}' has no ONNX models to profile; make them with "
-            f"python -m optimize.export {chosen} --variant {variant} --quantize"
-        )
+        raise UserError(f"'{folder}' has no ONNX models to profile; make them with {recipe.export(variant)}")
     return files
 
 
@@ -91,8 +91,7 @@ def _sources(
     sources = []
     for stage in asked:
         if stage in files:
-            precision = next((kind for kind in ("int8", "fp16") if f"_{kind}" in stage), "fp32")
-            sources.append(stages.Source(stage, precision, files[stage]))
+            sources.append(stages.Source(stage, precision_of(stage), files[stage]))
             continue
         network, path = weights[stage]
         module, _ = load_checkpoint(path, variant.networks[network])

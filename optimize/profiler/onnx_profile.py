@@ -30,7 +30,7 @@ from onnx import ModelProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from optimize import rewriting
-from optimize.benchmark import Run, runner, session
+from optimize.benchmark import Run, runner, session, session_options
 from optimize.data.dataset import Arrays
 from optimize.errors import UserError
 from optimize.profiler.machine import Machine
@@ -116,7 +116,7 @@ def opened(path: Path) -> Run:
 def optimised(path: Path) -> ModelProto:
     """The graph that ONNX Runtime really runs on this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        options = _options()
+        options = session_options()
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return onnx.load(options.optimized_model_filepath)
@@ -183,20 +183,12 @@ def _profiling(model: ModelProto, folder: Path) -> onnxruntime.InferenceSession:
     opened = rewriting.read(model)
     for number, (node, _) in enumerate(list(walk(opened.graph))):
         node.name = str(number)
-    options = _options()
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     content = ir.serde.serialize_model(opened).SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _options() -> onnxruntime.SessionOptions:
-    """One thread, as ``benchmark.session`` has it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = 1, 1
-    options.log_severity_level = 3
-    return options
 
 
 def _idle(inputs: Arrays, outputs: Arrays) -> ModelProto:

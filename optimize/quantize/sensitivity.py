@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert recipe.file is not None
     committed = plan.read(recipe.file.with_suffix(".plan.json"), name)
     if committed is None:
-        raise UserError(f"'{recipe.name}' has no plan yet; run python -m optimize.export --quantize first")
+        raise UserError(f"'{recipe.name}/{name}' has no plan yet; run {recipe.export(name)} first")
     profile: Profile = options.profile or committed.profile
     network = variant.networks[variant.published]
     path = path_of(options.checkpoints, recipe.name, *recipe.origin(name, variant.published))

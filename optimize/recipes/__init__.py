@@ -241,6 +241,12 @@ class Recipe:
         owner = self.variants[variant].weights_of or variant
         return _place(self.variants[owner].networks[network].weights_of or owner, network)
 
+    def export(self, variant: str, *more: str) -> str:
+        """The command that publishes a variant, to be told to the user."""
+        own = self.file is not None and self.file.parent != Path(__file__).parent
+        which = f"--recipe {self.file}" if own else f"--model {self.name}"
+        return " ".join(("python -m optimize.export", which, f"--variant {variant} --quantize", *more))
+
     def save_serving(self, variant: str, serving: ServingSpec) -> Path:
         """Keep a ServingSpec beside the recipe, where ``variant`` finds it."""
         path = self._serving_file()

@@ -119,11 +119,14 @@ def divergence(outputs: Tensors, answers: Tensors) -> Tensor:
 
 
 def hidden(inputs: Tensors, targets: Tensors) -> tuple[Tensors, Tensors]:
-    """A batch without the padding that all share, with a review or a clickstream left out here and there."""
-    batch = len(inputs["text"])
-    lost = torch.rand(batch, 1)
-    text_lengths = torch.where(lost < MODALITY_DROPOUT, 0, inputs["text_lengths"])
-    event_lengths = torch.where(lost > 1 - MODALITY_DROPOUT, 0, inputs["event_lengths"])
+    """A batch without the padding that all share, with a review or a clickstream left out here and there.
+
+    Nobody loses the only one of the two that there is.
+    """
+    text_lengths, event_lengths = inputs["text_lengths"], inputs["event_lengths"]
+    lost, both = torch.rand(len(text_lengths), 1), (text_lengths > 0) & (event_lengths > 0)
+    text_lengths = torch.where(both & (lost < MODALITY_DROPOUT), 0, text_lengths)
+    event_lengths = torch.where(both & (lost > 1 - MODALITY_DROPOUT), 0, event_lengths)
     tokens, events = (max(int(lengths.max()), 1) for lengths in (text_lengths, event_lengths))
     return {
         "text": inputs["text"][:, :tokens],

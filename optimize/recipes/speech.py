@@ -151,7 +151,7 @@ def recurrent_variant(cell: str) -> Variant:
 
 
 def bidirectional_variant(cell: str) -> Variant:
-    """Cells that read a recording from both ends, so whole recordings only; as many weights as the streaming GRU."""
+    """Cells that read a recording from both ends, whole recordings only; about as many weights as where they stream."""
     config = RecurrentConfig(cell, layers=2, width=144, bidirectional=True, vocabulary=len(VOCABULARY), dropout=0.1)
     name = f"speech_{cell}_bidirectional"
     return Variant(

@@ -1,6 +1,6 @@
 """A Triton of the tuner's own, on free ports, that takes one candidate after the other without a restart.
 
-    with ProvingGround(spec, present, files, load, goal, Effort()) as ground:
+    with ProvingGround(spec, present, files, p99_limit_ms, Effort()) as ground:
         reading = ground.measure(candidate)
         reading.level  # requests per second, or real-time streams, at which p99 stays within the limit
 
@@ -29,7 +29,7 @@ from loadtest.chunks import ChunkShape
 from loadtest.load import Load
 from loadtest.prober import Prober
 from loadtest.request_load import RequestLoad
-from loadtest.search import Bound, Finding, largest
+from loadtest.search import Finding, largest
 from loadtest.stream_load import StreamLoad
 from loadtest.trial import Goal, Trial
 from optimize import repository
@@ -148,7 +148,7 @@ class ProvingGround:
             attempts=1,
         )
         runs = tuple(Run.of(trial) for trial in self._prober.trials[before:])
-        return Reading(found.level, str(Bound(found.bound)), runs)
+        return Reading(found.level, str(found.bound), runs)
 
     def _finding(self, level: int, confirms: bool = False) -> Finding:
         if level < self._least:

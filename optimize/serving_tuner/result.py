@@ -33,7 +33,7 @@ class Point:
 @dataclass(frozen=True)
 class Result:
     """unit: of the levels. winner: the best of the profile that is published; None while the search goes on, or if it
-    is the present one. written: the settings that were saved, and where."""
+    is the present one. written: the settings that were saved, and where. export: the command that publishes them."""
 
     model: str
     unit: str
@@ -45,6 +45,7 @@ class Result:
     duel: Duel | None = None
     serving: ServingSpec | None = None
     written: str | None = None
+    export: str | None = None
 
     @property
     def front(self) -> list[Point]:
@@ -78,7 +79,7 @@ def verdict(result: Result) -> list[str]:
         lines.append(f"{result.unit}, in turns: {', '.join(f'{ours} -> {theirs}' for ours, theirs in rounds)}")
         better = f"better by {result.duel.gain:.0%}" if math.isfinite(result.duel.gain) else "the present one gave none"
         lines.append(
-            f"{better}: written to {result.written}; python -m optimize.export publishes it"
+            f"{better}: written to {result.written}; to publish it: {result.export}"
             if result.written
             else "that is within the noise: nothing was written"
         )

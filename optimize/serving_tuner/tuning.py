@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from optimize.serving_tuner import duel
 from optimize.serving_tuner.proving_ground import Effort, ProvingGround, Run
 from optimize.serving_tuner.result import Result, write
 from optimize.serving_tuner.search import Measured, Search
-from optimize.serving_tuner.space import Candidate, choices, digest
+from optimize.serving_tuner.space import Candidate, Choices, choices, digest
+from optimize.specs import ModelSpec, ServingSpec
 from optimize.triton_config import MODEL_FILENAME
 from optimize.version_folder import versions
 
@@ -67,14 +68,17 @@ def tune(recipe: Recipe, variant: str | None, options: Options, watcher: Watcher
     if not spec.states and options.p99_ms is None:
         raise UserError(f"model '{spec.name}' keeps no state, so nothing limits its latency: give --p99-ms")
     folder = options.artifacts / recipe.name / name
-    files = served_files(options.model_repository / spec.name, folder, options.profile)
+    export = recipe.export(name)
+    files = served_files(options.model_repository / spec.name, folder, options.profile, export)
     published = next(iter(files))
+    if published in PROFILES:
+        export += f" --profile {published}"
     now = Candidate.of(published, present)
     with ProvingGround(spec, present, files, options.p99_ms, options.effort, watcher.run) as ground:
         limit_ms = ground.goal.p99_limit_ms
         space = choices(spec, present, list(files), limit_ms, options.cores)
-        about = digest(spec, *map(Path.read_bytes, files.values()), space, limit_ms, options.effort)
-        search = Search(folder / JOURNAL, f"{spec.name}-{about}", space, now, options.effort.seed)
+        study = name_of(spec, present, files, space, limit_ms, options.effort)
+        search = Search(folder / JOURNAL, study, space, now, options.effort.seed)
         until_s = time.monotonic() + 60 * options.minutes
         unit = STREAMS if spec.states else REQUESTS
 
@@ -99,19 +103,29 @@ def tune(recipe: Recipe, variant: str | None, options: Options, watcher: Watcher
             result = replace(result, winner=winner, duel=fought)
             if fought.won(options.rounds):
                 serving = winner.settings(present)
-                result = replace(result, serving=serving, written=str(recipe.save_serving(name, serving)))
+                written = str(recipe.save_serving(name, serving))
+                result = replace(result, serving=serving, written=written, export=export)
     write(result, folder)
     return result
 
 
-def served_files(model: Path, artifacts: Path, profile: str | None) -> dict[str, Path]:
+def name_of(
+    spec: ModelSpec, present: ServingSpec, files: Mapping[str, Path], space: Choices, limit_ms: float, effort: Effort
+) -> str:
+    """Of a search, in the journal: another where anything differs on which levels depend and that no candidate sets."""
+    fixed = Candidate("", 1, 1, (), 0).settings(present)
+    return f"{spec.name}-{digest(spec, fixed, *map(Path.read_bytes, files.values()), space, limit_ms, effort)}"
+
+
+def served_files(model: Path, artifacts: Path, profile: str | None, export: str) -> dict[str, Path]:
     """The live version's file, and the same network in other profiles if the last export left them; it comes first.
 
-    profile: only this one. Raises UserError if nothing is published, or there is no such file.
+    profile: only this one. export: the command that makes them. Raises UserError if nothing is published, or there is
+    no such file.
     """
     numbers = versions(model)
     if not numbers:
-        raise UserError(f"'{model}' has no published version; run python -m optimize.export --quantize first")
+        raise UserError(f"'{model}' has no published version; run {export} first")
     live = model / str(numbers[-1]) / MODEL_FILENAME
     beside: dict[str, Path] = {
         each: path
@@ -126,7 +140,7 @@ def served_files(model: Path, artifacts: Path, profile: str | None) -> dict[str,
     if profile not in files:
         raise UserError(
             f"--profile {profile}: there is no such file of what is published, only {', '.join(files)}; "
-            "run python -m optimize.export --quantize, or leave --profile out"
+            f"run {export}, or leave --profile out"
         )
     return {profile: files[profile]}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from optimize.errors import UserError
 from serving.front_door.limits import Limits
-from serving.front_door.nginx_config import CONFIG, SCRIPT, Door, Replica, text
+from serving.front_door.nginx_config import CONFIG, MODULES, SCRIPT, Door, Replica, text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grpc-port", type=int, default=default.grpc_port, help="default: %(default)s")
     parser.add_argument("--idle-s", type=int, default=default.stream_idle_s, help="longest idle limit of any model")
     parser.add_argument("--limits", type=Path, metavar="FILE", help="JSON, such as deploy/nginx/limits.json")
-    parser.add_argument("--modules", type=Path, default=Path("/usr/lib/nginx/modules"), help="default: %(default)s")
+    parser.add_argument("--modules", type=Path, default=MODULES, help="default: %(default)s")
     parser.add_argument("--user", default="www-data", help="whom nginx's workers become (default: %(default)s)")
     return parser
 

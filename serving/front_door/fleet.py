@@ -1,7 +1,8 @@
 """One Triton or several behind one front door: started, watched, replaced when killed, renewed on request.
 
 A replica that dies takes only its own streams along: the door sends new requests to the others at once, and a new
-Triton takes its place, on its ports. A replica that is taken out gets nothing new, finishes its streams, and stops.
+Triton takes its place, with metrics and probes on the same ports. A replica that is taken out gets nothing new,
+finishes its streams, and stops.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,8 +46,9 @@ _log = logging.getLogger(__name__)
 class FleetConfig:
     """server: host and the HTTP and gRPC ports are the door's; the Tritons listen on loopback, on ports of their own.
 
-    The metrics and probes of the first are on the configured ports, of the next ones on the ports after them; of
-    renewed ones on any. secrets: the folder with certificate and keys; None: neither TLS nor tokens.
+    The metrics and probes of the first are on the configured ports, of each next one on the ports after those, two
+    further on where it has both; of renewed ones on any. Each writes its traces to a file of its own, which has its
+    number in the name. secrets: the folder with certificate and keys; None: neither TLS nor tokens.
     """
 
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -56,6 +59,21 @@ class FleetConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= MAX_REPLICAS:
             raise UserError(f"--replicas is {self.replicas}; expected 1 to {MAX_REPLICAS}")
+        taken = [("--http-port", self.server.http_port), ("--grpc-port", self.server.grpc_port)]
+        for place in range(self.replicas):
+            metrics, health = self.ports(place)
+            taken.append((f"--metrics-port of replica {place + 1}", metrics))
+            taken.append((f"--health-port of replica {place + 1}", health or 0))
+        times = Counter(port for _, port in taken)
+        wrong = [f"{option}: {port}" for option, port in taken if port and (times[port] > 1 or port > 65535)]
+        if wrong:
+            raise UserError(f"{', '.join(wrong)}; expected different ports up to 65535, choose others or 0 for any")
+
+    def ports(self, place: int) -> tuple[int, int | None]:
+        """Of the metrics and the probes of the replica at ``place``, from 0; 0: any, None: no probes."""
+        metrics, health = self.server.metrics_port, self.server.health_port
+        beyond = place * (2 if metrics and health else 1)
+        return metrics and metrics + beyond, health and health + beyond
 
 
 class Fleet:
@@ -68,6 +86,7 @@ class Fleet:
         self._leaving: dict[Server, float] = {}  # and since when nobody was seen connected to it
         self._buried: set[Server] = set()  # died, and was cleaned away, but another did not start yet
         self._retry_s = 0.0
+        self._made = 0
         self._door: Nginx | None = None
 
     @property
@@ -93,8 +112,7 @@ class Fleet:
         )
         try:
             for place in range(self.config.replicas):
-                health_port = config.health_port and config.health_port + place
-                self.servers.append(self._new(config.metrics_port and config.metrics_port + place, health_port))
+                self.servers.append(self._new(*self.config.ports(place)))
                 self.servers[-1].start(cancelled)
             self._door = Nginx(door, self.credentials)
             self._door.start(self._replicas())
@@ -126,6 +144,7 @@ class Fleet:
             except UserError as error:
                 _log.error("the replica at %s stays, since another did not start: %s", old.grpc, error)
                 return
+            _log.warning("the replica at %s is renewed: %s", old.grpc, endpoints(new))
             self.servers[place] = new
             self._leave(old)
 
@@ -148,10 +167,10 @@ class Fleet:
                 server.kill()  # at once: while it ends in order it would refuse what a late request asks of it
                 server.stop()
 
-    def stop(self) -> None:
-        """Let the requests under way finish, then end everything. Does nothing the second time."""
+    def stop(self, keep_log: bool = False) -> None:
+        """Let the requests under way finish, then end everything. keep_log: the door's. Nothing the second time."""
         if self._door is not None:
-            self._door.stop(drain_s=self.config.server.drain_timeout_s)
+            self._door.stop(keep_log, drain_s=self.config.server.drain_timeout_s)
         for server in (*self.servers, *self._leaving):
             server.stop()
 
@@ -171,9 +190,20 @@ class Fleet:
     ) -> None:
         self.stop()
 
-    def _new(self, metrics_port: int = 0, health_port: int | None = None) -> Server:
-        given = replace(self.config.server, metrics_port=metrics_port, health_port=health_port)
-        return Server(replace(given, host=_LOOPBACK, http_port=0, grpc_port=0))
+    def _new(self, metrics_port: int = 0, health_port: int | None = 0) -> Server:
+        given, traces = self.config.server, self.config.server.trace_file
+        self._made += 1
+        return Server(
+            replace(
+                given,
+                host=_LOOPBACK,
+                http_port=0,
+                grpc_port=0,
+                metrics_port=metrics_port,
+                health_port=None if given.health_port is None else health_port,
+                trace_file=traces and traces.with_stem(f"{traces.stem}-{self._made}"),
+            )
+        )
 
     def _replicas(self) -> list[Replica]:
         return [Replica(server.http, server.grpc) for server in self.servers if server.running]
@@ -221,6 +251,9 @@ def run(config: FleetConfig, ready: Callable[[Fleet], None]) -> int:
                 fleet.watch(until=requests.any, renew=renewals.take)
             except StartCancelled:
                 pass
+            except UserError:
+                fleet.stop(keep_log=True)
+                raise
             finally:
                 fleet.stop()
     finally:
@@ -241,6 +274,12 @@ class Renewals:
         """Whether it came since the last time."""
         asked, self._asked = self._asked, False
         return asked
+
+
+def endpoints(server: Server) -> str:
+    """Where a replica answers, and its log."""
+    probes = f", health http://{server.probes.address}/ready" if server.probes is not None else ""
+    return f"{server.grpc}, metrics http://{server.metrics}/metrics{probes}, log {server.log}"
 
 
 def longest_idle_s(repository: Path) -> int:

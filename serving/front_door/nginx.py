@@ -39,6 +39,7 @@ class Nginx:
         self._door = door
         self._credentials = credentials
         self._workspace: Path | None = None
+        self._modules = nginx_config.MODULES
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,10 +66,10 @@ class Nginx:
 
     def start(self, replicas: Sequence[Replica]) -> None:
         """Return when it listens; raises UserError saying why if that cannot be."""
-        program, modules = find()
+        program, self._modules = find()
         self._workspace = leftovers.new_workspace()
         try:
-            self._fill(self._workspace, replicas, modules)
+            self._fill(self._workspace, replicas)
             self._launch(program, self._workspace)
             self._wait_until_it_listens()
         except BaseException as error:
@@ -78,21 +79,21 @@ class Nginx:
     def reload(self, replicas: Sequence[Replica]) -> None:
         """Send new requests to ``replicas`` from now on. Those under way, streams too, end where they are."""
         assert self._workspace is not None, "nginx was not started"
-        self._write_config(self._workspace, replicas, find()[1])
+        self._write_config(self._workspace, replicas)
         before = _workers(self.pid)
         os.kill(self.pid, signal.SIGHUP)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _workers(self.pid) - before or any(map(_takes_work, before)):
             self.check()
             if time.monotonic() > deadline:
-                raise UserError(f"nginx did not take its new configuration: {self._last_words()}")
+                raise UserError(f"nginx did not take its new configuration: {self._reason()}")
             time.sleep(_POLL_S)
 
     def check(self) -> None:
         """Raises UserError if nginx has ended."""
         assert self._process is not None, "nginx is not running"
         if self._process.poll() is not None:
-            raise UserError(f"nginx ended while serving: {self._last_words()}")
+            raise UserError(f"nginx ended while serving: {self._reason()}")
 
     def stop(self, keep_log: bool = False, drain_s: float = 0.0) -> None:
         """Let nginx finish what it has, for at most ``drain_s``, then end it. Does nothing the second time."""
@@ -117,7 +118,7 @@ class Nginx:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _fill(self, workspace: Path, replicas: Sequence[Replica], modules: Path) -> None:
+    def _fill(self, workspace: Path, replicas: Sequence[Replica]) -> None:
         workspace.chmod(0o711)  # the workers of root's nginx are another user; the secrets in it are root's alone
         script = workspace / nginx_config.SCRIPT
         shutil.copy(Path(__file__).with_name(nginx_config.SCRIPT), script)
@@ -127,13 +128,13 @@ class Nginx:
             tokens.write_private(workspace / nginx_config.CERTIFICATE_KEY, key)
             tokens.read_key(self._credentials.token_key)  # checks it
             tokens.write_private(workspace / nginx_config.TOKEN_KEY, self._credentials.token_key.read_text())
-        self._write_config(workspace, replicas, modules)
+        self._write_config(workspace, replicas)
 
-    def _write_config(self, workspace: Path, replicas: Sequence[Replica], modules: Path) -> None:
+    def _write_config(self, workspace: Path, replicas: Sequence[Replica]) -> None:
         user = _UNPRIVILEGED if os.geteuid() == 0 else ""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         open_files = 65_536 if limit == resource.RLIM_INFINITY else min(limit, 65_536)
-        config = nginx_config.text(self._door, replicas, modules, user, open_files)
+        config = nginx_config.text(self._door, replicas, self._modules, user, open_files)
         (workspace / nginx_config.CONFIG).write_text(config)
 
     def _launch(self, program: Path, workspace: Path) -> None:
@@ -152,13 +153,19 @@ class Nginx:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not (_workers(self._process.pid) and health.accepts(self.http) and health.accepts(self.grpc)):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"nginx did not start: {self._last_words()}")
+                raise UserError(f"nginx did not start: {self._reason(0)}")
             time.sleep(_POLL_S)
 
-    def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        reasons = [line for line in lines if _GRAVE.search(line)] or lines or ["it logged nothing"]
-        return f"{_STAMP.sub('', reasons[0])} (log: {self.log})"
+    def _reason(self, which: int = -1) -> str:
+        """The signal that ended it; else that of its grave messages: the last, at the start the first has the cause."""
+        status = self._process.poll() if self._process is not None else None
+        if status is not None and status < 0:
+            said = f"ended by {signal.Signals(-status).name}"
+        else:
+            lines = self.log.read_text(errors="replace").splitlines()
+            reasons = [line for line in lines if _GRAVE.search(line)] or lines or ["it logged nothing"]
+            said = _STAMP.sub("", reasons[which])
+        return f"{said} (log: {self.log})"
 
 
 def find() -> tuple[Path, Path]:
@@ -168,7 +175,7 @@ def find() -> tuple[Path, Path]:
         raise UserError(f"nginx is not installed; {HOW_TO_GET_IT}")
     built = subprocess.run([found, "-V"], capture_output=True, text=True, check=False).stderr
     match = re.search(r"--modules-path=(\S+)", built)
-    modules = Path(match[1]) if match else Path("/usr/lib/nginx/modules")
+    modules = Path(match[1]) if match else nginx_config.MODULES
     if not (modules / _MODULE).is_file():
         raise UserError(f"nginx lacks its JavaScript module, '{modules / _MODULE}'; {HOW_TO_GET_IT}")
     return Path(found), modules

@@ -88,6 +88,17 @@ def test_a_server_with_another_certificate_is_not_trusted(
     assert server.tokens == []
 
 
+def test_what_this_machine_trusts(server: SecureServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(server.authority))
+    with clients.connect(server.address, tls=True, token="abc") as client:
+        assert client.signature("totals").version == "3"
+
+
+def test_a_file_by_its_name_alone() -> None:
+    with pytest.raises(clients.ClientError, match=r"tls='ca\.pem': expected True, or the Path of a PEM file"):
+        access.Access("ca.pem")  # type: ignore[arg-type]
+
+
 def test_a_token_never_travels_in_plain_text() -> None:
     with pytest.raises(clients.ClientError, match="must not travel in plain text"):
         clients.connect("127.0.0.1:1", token="abc")

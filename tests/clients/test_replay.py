@@ -165,6 +165,15 @@ def test_a_chunk_that_is_refused_after_a_replay_may_be_mended(server: ScriptedTr
     act(story)
 
 
+def test_a_chunk_that_is_turned_away_after_a_replay_is_sent_again(server: ScriptedTriton, act: Act) -> None:
+    server.faults = {1: "die", 3: "full"}
+
+    async def story(s: Open) -> None:
+        assert [await s.send(1), await s.send(2), await s.finish(4)] == [1, 3, 7]
+
+    act(story)
+
+
 def test_what_was_answered_once_and_is_refused_now_ends_it(server: ScriptedTriton, act: Act) -> None:
     server.faults = {2: "die", 4: "fail"}
 
@@ -209,6 +218,65 @@ def test_closing_under_a_replay(server: ScriptedTriton) -> None:
         with pytest.raises(clients.ClientError, match="was closed"):
             session.send(x(2))
     server.released.set()
+
+
+def test_closing_while_the_model_is_described_again(server: ScriptedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.faults = {1: "die"}
+    with clients.connect(server.address) as client, client.stream("totals", replay=True) as session:
+        session.send(x(1))
+        describe = session._describe
+
+        def closed_meanwhile(version: str) -> clients.Signature:
+            monkeypatch.undo()
+            session.close()  # as another thread would at this moment
+            return describe(version)
+
+        monkeypatch.setattr(session, "_describe", closed_meanwhile)
+        with pytest.raises(clients.ClientError):
+            session.send(x(2))
+        with pytest.raises(clients.ClientError, match="was closed"):
+            session.send(x(2))
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_an_interrupted_replay_loses_the_session(server: ScriptedTriton, act: Act, attempt: int) -> None:
+    server.faults = {1: "die", 2: "die"}
+
+    async def story(s: Open) -> None:
+        await s.send(1)
+        describe, calls = s.session._describe, list[str]()
+
+        def interrupted(version: str) -> Any:
+            calls.append(version)
+            if len(calls) == attempt:
+                raise KeyboardInterrupt
+            return describe(version)
+
+        s.session._describe = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            await s.send(2)
+        with pytest.raises(clients.ClientError, match="was lost; open a new one"):
+            await s.receive()
+        with pytest.raises(clients.ClientError, match="was lost; open a new one"):
+            await s.send(2)
+
+    act(story)
+
+
+def test_a_cancelled_replay_loses_the_session(server: ScriptedTriton) -> None:
+    server.faults = {1: "die", 2: "hold"}
+
+    async def story() -> None:
+        async with await clients.aio.connect(server.address) as client, client.stream("totals", replay=True) as session:
+            await session.send(x(1))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await session.send(x(2))
+            server.released.set()
+            with pytest.raises(clients.ClientError, match="was lost; open a new one"):
+                await session.receive()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("bad", [{"chunks": 0}, {"deadline_s": 0.0}])

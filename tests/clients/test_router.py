@@ -6,8 +6,10 @@ import asyncio
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -50,7 +52,7 @@ def test_a_larger_split_moves_nobody_out(user: str, salt: str, one: float, other
         assert Assignment(max(one, other), salt).arm(user) == "candidate"
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(salts, st.floats(0.01, 0.99))
 def test_the_share_is_the_split(salt: str, split: float) -> None:
     """Within 6 standard deviations of the binomial: a good hash fails once in a thousand million."""
@@ -59,7 +61,7 @@ def test_the_share_is_the_split(salt: str, split: float) -> None:
     assert abs(found - count * split) < 6 * math.sqrt(count * split * (1 - split)) + 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(salts, salts)
 def test_salts_choose_independently(one: str, other: str) -> None:
     """Of the candidate's users in one test, half are the candidate's in another."""
@@ -154,6 +156,25 @@ def test_a_candidate_that_is_not_served(
         assert "the candidate is not served, its users get the control" in caplog.text
         with pytest.raises(clients.ModelNotFound, match="missing"):
             Router(client, "missing", split=1, salt="test").infer("user", X)
+
+
+@pytest.mark.parametrize("deadline_s", [None, 0.5])
+def test_both_arms_share_the_deadline(deadline_s: float | None) -> None:
+    given: list[float] = []
+
+    class Slow:
+        request_deadline_s = 0.5
+
+        def infer(self, model: str, inputs: Any, *, version: str, deadline_s: float) -> clients.Answer:
+            given.append(deadline_s)
+            if model.endswith(".candidate"):
+                time.sleep(0.1)
+                raise clients.ModelNotFound("not served")
+            return clients.Answer({}, model, "1")
+
+    router = Router(cast(clients.Client, Slow()), "any", split=1, salt="test")
+    assert router.infer("user", X, deadline_s=deadline_s).fell_back
+    assert given[1] <= 0.4 < given[0] <= 0.5
 
 
 def test_other_failures_are_the_arms_own(server: Server) -> None:

@@ -31,10 +31,10 @@ def connect(kind: Kind, address: str, deadline_s: float = 3.0) -> None:
 
 
 @contextmanager
-def listener(answers: list[bytes]) -> Iterator[str]:
+def listener(answers: list[bytes], heard: list[bytes] | None = None) -> Iterator[str]:
     """Something that is no Triton: answers each connection's first bytes with the next of ``answers``, then closes.
 
-    Without answers it accepts and stays silent.
+    Without answers it accepts and stays silent. heard: is given the first bytes.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -42,13 +42,15 @@ def listener(answers: list[bytes]) -> Iterator[str]:
             for answer in answers:
                 connection, _ = server.accept()
                 with connection:
-                    connection.recv(65536)
+                    said = connection.recv(65536)
+                    if heard is not None:
+                        heard.append(said)
                     connection.sendall(answer)
 
         thread = threading.Thread(target=talk, daemon=True)
         thread.start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
-        thread.join()
+        thread.join(10)
 
 
 @every_kind
@@ -109,6 +111,39 @@ def test_http_answers_that_are_none(name: str, style: str) -> None:
         ask_at(address, ("http", style), "infer", "m", {})
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("style", ["sync", "async"])
+def test_a_refusal_of_the_connection_keeps_its_words(style: str) -> None:
+    refusal = b'HTTP/1.1 429 x\r\nContent-Length: 19\r\nConnection: close\r\n\r\n{"error": "enough"}'
+    words = r"does not answer as a live Triton server; .*: enough; it takes no more work now, ask again later"
+    with listener([refusal, refusal]) as address, pytest.raises(clients.ServerUnavailable, match=words):
+        connect(("http", style), address)
+
+
+@pytest.mark.parametrize("style", ["sync", "async"])
+def test_the_headers_of_a_request_are_its_own(style: str) -> None:
+    """tritonclient adds the length of the JSON part to those of an inference."""
+    x, y = (b'{"name":"%s","datatype":"FP32","shape":[1]}' % name for name in (b"x", b"y"))
+    described = b'{"name":"m","versions":["1"],"inputs":[%s],"outputs":[%s]}' % (x, y)
+    answered = b'{"model_name":"m","model_version":"1","outputs":[%s,"data":[1.0]}]}' % y[:-1]
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    script = [ok % (len(body), body) for body in (b"", described, b"{}", answered, b"")]
+    inputs, heard = {"x": np.ones(1, np.float32)}, list[bytes]()
+
+    async def on_async(address: str) -> None:
+        async with await clients.aio.connect(address, protocol="http") as client:
+            await client.infer("m", inputs)
+            await client.ready("m")
+
+    with listener(script, heard) as address:
+        if style == "async":
+            asyncio.run(on_async(address))
+        else:
+            with clients.connect(address, protocol="http") as client:
+                client.infer("m", inputs)
+                client.ready("m")
+    assert [b"inference-header-content-length" in said.lower() for said in heard] == [False, False, False, True, False]
 
 
 def test_a_server_killed_in_the_middle_of_a_request(tmp_path: Path) -> None:

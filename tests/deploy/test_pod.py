@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,8 +19,9 @@ import yaml
 
 import clients
 from optimize.errors import UserError
-from serving import health, pod
-from serving.front_door import credentials, nginx
+from serving import health, pod, ports
+from serving.config import ServerConfig
+from serving.front_door import credentials, nginx, nginx_config
 from serving.launcher import Server
 from tests.deploy import manifests
 
@@ -63,7 +63,7 @@ def door(server: Server, tmp_path: Path) -> Iterator[RunningDoor]:
         program, modules = nginx.find()
     except UserError as error:
         pytest.skip(str(error))
-    http, grpc, status = (str(port) for port in free_ports(3))
+    http, grpc, status = vars(ports.choose(ServerConfig(http_port=0, grpc_port=0, metrics_port=0))).values()
     config = (manifests.DEPLOY / "pod" / "nginx.conf").read_text()
     for old, new in (
         (f"127.0.0.1:{pod.TRITON_HTTP_PORT}", server.http),
@@ -71,7 +71,7 @@ def door(server: Server, tmp_path: Path) -> Iterator[RunningDoor]:
         ("0.0.0.0:8000", f"127.0.0.1:{http}"),
         ("0.0.0.0:8001", f"127.0.0.1:{grpc}"),
         (f":{pod.STATUS_PORT}", f":{status}"),
-        (str(pod.NGINX_MODULES), str(modules)),
+        (str(nginx_config.MODULES), str(modules)),
     ):
         assert old in config
         config = config.replace(old, new)
@@ -91,14 +91,6 @@ def door(server: Server, tmp_path: Path) -> Iterator[RunningDoor]:
         process.wait(20)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def test_an_open_stream_counts_as_writing(door: RunningDoor) -> None:
     """What the autoscaler takes for the number of streams; one is the request for the counts itself."""
     assert door.writing() == 1
@@ -115,8 +107,8 @@ def test_an_open_stream_counts_as_writing(door: RunningDoor) -> None:
 
 
 def test_a_stream_ends_before_triton_is_told_to(door: RunningDoor, server: Server) -> None:
-    ports = ",".join(address.rpartition(":")[2] for address in (server.http, server.grpc))
-    command = [str(manifests.DEPLOY / "kubernetes" / "probe.py"), "drained", door.grpc.rpartition(":")[2], ports, "30"]
+    triton = ",".join(address.rpartition(":")[2] for address in (server.http, server.grpc))
+    command = [str(manifests.DEPLOY / "kubernetes" / "probe.py"), "drained", door.grpc.rpartition(":")[2], triton, "30"]
     with door.connect() as client, client.stream("listen") as session:
         session.send(CHUNK)
         waiting = subprocess.Popen([sys.executable, *command], env={"PYTHONPATH": str(manifests.DEPLOY.parent)})

@@ -174,7 +174,6 @@ def test_requests_of_a_file(server: Server, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--recipe", str(ROOT / "tests/recipes/smooth_gru.py")], "keeps the state of streams"),
-        (["--recipe", str(RECIPE_FILE), "--json", "/no/such/place/ab.json"], "the folder '/no/such/place' does not"),
         (["--recipe", str(RECIPE_FILE), "--address", "127.0.0.1:9"], "no Triton server answers at 127.0.0.1:9"),
     ],
 )

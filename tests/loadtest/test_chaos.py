@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -18,18 +19,20 @@ from loadtest import audio
 from loadtest.census import Census
 from loadtest.chaos import Chaos, ChaosConfig, Injected, run, schedule, summary, to_json
 from loadtest.checked import Tally, prepare, talk
-from loadtest.faults import FAULTS, garbage
+from loadtest.faults import ANSWER_S, FAULTS, Scene, WrongAnswer, garbage, kill_client
 from optimize.errors import UserError
 from optimize.specs import ServingSpec
 from serving.launcher import Server
 from tests import tiny_models
 from tests.loadtest.conftest import CHUNK
-from tests.loadtest.test_streams import ROOT, published
+from tests.loadtest.test_streams import published
 
 OUTPUTS = ("log_probs", "tokens", "level", "output_lengths")  # `rows` says who shared the run
 LIKE_BEFORE = Census(3, 100_000_000, 90, 60, 4, 1_000_000)
 RIGHT = Tally(answers=100, finished=10, interruptions_s=[2.0, 5.0], refused={"TooManyStreams": 1})
 SEEN = Chaos(ChaosConfig(), "1", 60.0, RIGHT, [Injected("kill_worker", 1.0, "done")], 0, LIKE_BEFORE, LIKE_BEFORE)
+
+SIGNATURE = Signature("m", "1", (Tensor("x", "FP32", (-1, 4)), Tensor("n", "INT32", (-1, 1))), (), 8, 1.0)
 
 
 def write(repository: Path) -> None:
@@ -48,12 +51,31 @@ def test_a_server_that_is_broken(tmp_path: Path, replay: bool) -> None:
     verdicts = {verdict.what: verdict.passed for verdict in seen.verdicts(100.0, 120.0)}
     assert all(verdicts.values()), f"{verdicts}\n{summary(seen)}"
     done = [fault.name for fault in seen.faults]
-    assert done[:2] == ["reuse_ids", "kill_worker"]
-    assert seen.faults[0].said == "the second began from zeros"
-    assert "SIGKILL to worker" in seen.faults[1].said
+    assert done[:3] == ["send_garbage", "reuse_ids", "kill_worker"], "the first is the warm-up"
+    assert seen.faults[1].said == "the second began from zeros"
+    assert "SIGKILL to worker" in seen.faults[2].said
     assert seen.tally.interruptions_s, "a killed worker holds its streams up"
     assert (seen.tally.lost == 0) == replay
     assert json.loads(to_json(seen, seen.verdicts(2.0, 60.0)))["tally"]["wrong"] == 0
+
+
+def test_garbage_that_is_answered_at_once_is_part_of_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(scene: Scene) -> str:
+        raise WrongAnswer("answered")
+
+    write(tmp_path)
+    monkeypatch.setitem(FAULTS, "send_garbage", answered)
+    seen = run(ChaosConfig(tmp_path, streams=2, minutes=0.001, outputs=OUTPUTS, faults=("send_garbage",)))
+    assert [fault.wrong for fault in seen.faults] == [True] * len(seen.faults) != []
+
+
+def test_a_client_that_ends_before_its_stream_is_not_waited_for() -> None:
+    scene = SimpleNamespace(hosted=SimpleNamespace(grpc="127.0.0.1:1"), signature=SIGNATURE, chunk={})
+    begin_s = time.monotonic()
+    assert kill_client(cast(Scene, scene)) == "killed a client that had no stream"
+    assert time.monotonic() - begin_s < ANSWER_S / 2
 
 
 def test_a_wrong_answer_is_found(streaming: Server, tmp_path: Path) -> None:
@@ -114,16 +136,11 @@ def test_the_schedule_is_seeded_and_begins_with_each_once() -> None:
 
 
 def test_garbage_has_one_fault_each() -> None:
-    signature = Signature("m", "1", (Tensor("x", "FP32", (-1, 4)), Tensor("n", "INT32", (-1, 1))), (), 8, 1.0)
-    whats = [what for what, _, _ in garbage(signature)]
+    whats = [what for what, _, _ in garbage(SIGNATURE)]
     assert len(whats) == len(set(whats)) == 14
     assert {"nan in 'x'", "inf in 'x'", "a byte too few in 'n'", "no sequence id", "no START", "2 rows"} <= set(whats)
 
 
-def test_an_unknown_fault_and_other_mistakes(tmp_path: Path) -> None:
+def test_an_unknown_fault() -> None:
     with pytest.raises(UserError, match="fault 'flood' is unknown; choose from drop_ends, "):
         run(ChaosConfig(faults=("flood",)))
-    command = [sys.executable, "-m", "loadtest.chaos", "--repository", str(tmp_path / "none"), "--json", "/no/such/x"]
-    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert "create it first" in failed.stderr

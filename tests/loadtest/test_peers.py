@@ -1,11 +1,10 @@
-"""The generator against servers with known answers, the claims against known figures, and the peers if installed."""
+"""The claims against known figures, and the peers if installed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,107 +14,24 @@ import pytest
 import torch
 from torch import nn
 
+from loadtest.closed_loop import Load, Target, Turn, ask_all
 from loadtest.peers import in_process, servers
 from loadtest.peers.__main__ import read, write
-from loadtest.peers.closed_loop import Target, Turn, ask_all, turn
 from loadtest.peers.environment import PACKAGES, PeerEnvironment
 from loadtest.peers.in_process import InProcess
 from loadtest.peers.quantise import TOOLS
 from loadtest.peers.results import Results, claims, markdown, where_peers_win
-from loadtest.peers.served import CALLERS, Load, Served
+from loadtest.peers.served import CALLERS, Served
 from loadtest.peers.servers import BENTO, ORT, OURS, TORCH, PeerServer
 from loadtest.peers.wire import Settings
 from optimize.benchmark import Latency
 from optimize.data.dataset import Arrays
 from optimize.errors import UserError
-from serving.launcher import Server
 from tests import tiny_models
 
 X: Arrays = {"x": np.arange(4, dtype=np.float32)[None]}
 TWICE = np.array([[0, 2, 4, 6]], np.float32)
 SPEC = tiny_models.double().spec
-Answer = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
-
-
-async def _with_server(answer: Answer, use: Callable[[Target], Awaitable[object]]) -> object:
-    """Run ``use`` beside a server that reads whole requests and leaves the rest to ``answer``."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                await answer(writer, await reader.readexactly(int(head.lower().split(b"content-length: ")[1])))
-        except asyncio.IncompleteReadError:
-            pass
-        finally:
-            writer.close()
-            done.set()
-
-    done = asyncio.Event()
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        return await use(Target("127.0.0.1", server.sockets[0].getsockname()[1], "/"))
-
-
-async def _echo_in_pieces(writer: asyncio.StreamWriter, body: bytes) -> None:
-    for piece in (
-        b"HTTP/1.1 200 OK\r\nX-Content-Length: 1\r\nContent-",
-        b"Length: %d\r\n\r" % len(body),
-        b"\n" + body[:2],
-        body[2:],
-    ):
-        writer.write(piece)
-        await writer.drain()
-        await asyncio.sleep(0.002)
-
-
-def test_answers_in_any_pieces_belong_to_their_requests() -> None:
-    bodies = [bytes([number]) * (3 + number) for number in range(5)]
-    assert asyncio.run(_with_server(_echo_in_pieces, lambda target: ask_all(target, bodies))) == bodies
-
-
-def test_a_closed_loop_of_slow_answers() -> None:
-    """Answers after 20 ms: 3 callers have at most 3 requests under way, and no latency below that."""
-    under_way, most = 0, 0
-
-    async def slow(writer: asyncio.StreamWriter, body: bytes) -> None:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.02)
-        under_way -= 1
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n" + body)
-
-    done = asyncio.run(_with_server(slow, lambda target: turn(target, [b"a", b"b"], 3, 0.05, 0.3)))
-    assert isinstance(done, Turn)
-    assert most == 3
-    assert min(done.latencies_s) >= 0.0199
-    assert 3 <= len(done.latencies_s) <= 48
-    assert done.wall_s >= 0.3
-
-
-@pytest.mark.parametrize(
-    ("reply", "words"),
-    [
-        (b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n", "answered 'HTTP/1.1 500 Broken'"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "not 200 with a length"),
-        (b"", "closed the connection"),
-    ],
-)
-def test_a_server_that_fails_is_named(reply: bytes, words: str) -> None:
-    async def fail(writer: asyncio.StreamWriter, body: bytes) -> None:
-        writer.write(reply)
-        if not reply:
-            writer.close()
-
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+/") as raised:
-        asyncio.run(_with_server(fail, lambda target: turn(target, [b"a"], 2, 0.0, 0.1)))
-    assert words in str(raised.value)
-
-
-def test_ours_by_both_protocols(streaming: Server) -> None:
-    for make, address in ((servers.by_grpc, streaming.grpc), (servers.by_http, streaming.http)):
-        ours = make("", SPEC, int(address.rpartition(":")[2]))
-        (answer,) = asyncio.run(ask_all(ours.target, [ours.encode(X)]))
-        np.testing.assert_array_equal(ours.decode(answer)["y"], TWICE)
 
 
 def test_tensors_of_several_items_from_bytes() -> None:

@@ -288,7 +288,6 @@ def test_a_server_without_a_cache(tmp_path: Path) -> None:
         (["--model", "nothing"], "unknown model: 'nothing'"),
         (["--model", "double_cached", "--audio", "x.wav"], "'x.wav' cannot be read as a WAV file"),
         (["--model", "double_cached", "--requests-file", "x.npz"], "'x.npz' cannot be read"),
-        (["--model", "double_cached", "--json", "/no/such/folder/x.json"], "create it first"),
     ],
 )
 def test_mistakes(triton: Server, arguments: list[str], words: str) -> None:

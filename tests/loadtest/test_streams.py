@@ -162,7 +162,6 @@ def test_a_broken_limit(streaming: Server) -> None:
         (["--continuous", "--model", "double"], "keeps no state"),
         (["--abandon", "--model", "nothing"], "unknown model"),
         (["--continuous", "--onnx", "/no/such.onnx"], "cannot be loaded by ONNX Runtime"),
-        (["--abandon", "--json", "/no/such/folder/x.json"], "create it first"),
     ],
 )
 def test_mistakes_are_one_line(streaming: Server, arguments: list[str], words: str) -> None:

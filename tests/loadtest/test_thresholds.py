@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import configargparse  # type: ignore[import-untyped]
 import pytest
 
 from loadtest.results import ALL, Row
-from loadtest.thresholds import LIMITS, add_arguments, exit_code, judge
+from loadtest.thresholds import LIMITS, Verdict, add_arguments, exit_code, held, judge, to_json
 
 GOOD = Row("grpc", 1000, 1, 0, 100.0, 99.0, 2.0, 4.0, 8.0, 20.0, 1.5, 0.5)
 SLOW = replace(GOOD, name="http", p99_ms=80.0)
@@ -72,3 +74,11 @@ def test_limits_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parse("--max-p50-ms", text)
     assert f"'{text}': expected a number of at least 0" in capsys.readouterr().err
+
+
+def test_json_has_no_nan_and_no_infinity() -> None:
+    limits = held([Verdict("m", "w", "", 2, 1, False)])
+    content = {"a": [math.nan, (1.5, {"b": math.inf})], "file": Path("x"), "limits": limits}
+    read = json.loads(to_json(content), parse_constant=pytest.fail)
+    assert (read["a"], read["file"]) == ([None, [1.5, {"b": None}]], "x")
+    assert (read["limits"][0]["name"], read["limits"][0]["passed"]) == ("m", False)

@@ -7,7 +7,7 @@ import pytest
 from loadtest.load import Part
 from loadtest.pacing import Dropped, Missed, Outcome
 from loadtest.search import Finding
-from loadtest.server_statistics import ServerWork
+from loadtest.server_statistics import RequestTime, ServerWork
 from loadtest.trial import Goal, Trial, judge
 
 GOAL = Goal(p99_limit_ms=100, period_s=0.1)
@@ -114,3 +114,15 @@ def test_the_servers_count() -> None:
     assert work.queue_s == pytest.approx(0.005)
     assert (work.requests, work.mean_batch) == (9, 3)
     assert ServerWork.of([{"name": "speech"}], "speech") == ServerWork()
+
+
+def test_the_time_of_an_average_request() -> None:
+    def entries(count: int, queue_ns: int) -> list[dict[str, object]]:
+        spent = {part: {"count": str(count), "ns": str(ns)} for part, ns in
+                 (("success", 10**9), ("queue", queue_ns), ("compute_infer", count * 2_000_000),
+                  ("compute_input", count * 100_000), ("compute_output", count * 300_000))}  # fmt: skip
+        return [{"name": "m", "inference_stats": spent}, {"name": "other", "inference_stats": {"queue": {"ns": "9"}}}]
+
+    spent = RequestTime.of(entries(30, 5_000_000), "m").since(RequestTime.of(entries(10, 1_000_000), "m"))
+    assert spent.requests == 20
+    assert (spent.queue_s, spent.compute_s, spent.copies_s) == pytest.approx((0.0002, 0.002, 0.0004))

@@ -11,6 +11,7 @@ import pytest
 from clients.sentences import Wording
 from clients.signature import Signature, Tensor
 from loadtest.workloads import forecast_requests, requests_for
+from optimize.data.clickstream import EVENT_TYPES
 from optimize.data.electricity import synthetic, windows
 from optimize.data.subwords import END, VOCABULARY_FILE
 from optimize.data.translation import FILE
@@ -86,9 +87,10 @@ def test_a_translator_is_asked_the_sentences_of_the_data_that_it_can_take(
     assert set(texts[:2]) == set(texts[2:]) == {"no .", "run !"}
 
 
-def test_a_model_of_customer_value_is_asked_of_customers() -> None:
+def valuer(types: tuple[str, ...], events: tuple[int, ...]) -> Signature:
+    """A model with the interface of `customer_value`, and such types and buckets of events."""
     spec = customer_value.SPEC
-    signature = Signature(
+    return Signature(
         "any",
         "1",
         tuple(
@@ -101,10 +103,15 @@ def test_a_model_of_customer_value_is_asked_of_customers() -> None:
         ),
         tuple(Tensor(tensor.name, "FP32", (-1, *map(int, tensor.shape))) for tensor in spec.outputs),
         8,
-        labels={tensor.name: tensor.labels for tensor in (*spec.inputs, *spec.outputs) if tensor.labels},
-        buckets={"text": spec.buckets["text"], "events": spec.buckets["event"], "ages": spec.buckets["event"]},
+        labels={tensor.name: tensor.labels for tensor in spec.outputs if tensor.labels} | {"events": types},
+        buckets={"text": spec.buckets["text"], "events": events, "ages": events},
         vocabulary=spec.vocabulary,
     )
+
+
+def test_a_model_of_customer_value_is_asked_of_customers() -> None:
+    spec = customer_value.SPEC
+    signature = valuer(EVENT_TYPES, spec.buckets["event"])
     sent = list(islice(requests_for(signature, 1), 40))
     for request in sent:
         signature.checked(request)
@@ -113,3 +120,13 @@ def test_a_model_of_customer_value_is_asked_of_customers() -> None:
         assert request["text_lengths"].item() + request["event_lengths"].item() > 0
         assert (np.diff(request["ages"][0, : request["event_lengths"].item()]) <= 0).all()
     assert len({request["ages"].tobytes() + request["text"].tobytes() for request in sent}) > 30
+
+
+def test_clicks_are_read_as_the_served_model_reads_them() -> None:
+    signature = valuer(("", "unknown", "support", "login"), (4, 8))
+    seen: set[int] = set()
+    for request in islice(requests_for(signature, 1), 100):
+        signature.checked(request)
+        assert request["events"].shape[1] in (4, 8)
+        seen |= set(request["events"][0, : request["event_lengths"].item()].tolist())
+    assert seen == {1, 2, 3}

@@ -24,6 +24,7 @@ from optimize.recipes import Network, Recipe, Tolerances, Variant
 from optimize.recipes import customer_value as recipe
 from optimize.recipes.customer_value import MACRO_F1, RECIPE, SPEC, STUDENT, network
 from optimize.train import predict, train_network
+from optimize.work import Options
 from tests import tiny_bert
 
 
@@ -109,6 +110,16 @@ def test_training_hides_a_branch_now_and_then_and_never_both(dataset: Dataset) -
     assert (hidden["text"][~same] == UNKNOWN).all()
 
 
+@pytest.mark.parametrize("only", ["text_lengths", "event_lengths"])
+def test_training_hides_nothing_from_who_has_one_branch_only(dataset: Dataset, only: str) -> None:
+    there = np.flatnonzero(dataset.train.inputs[only][:, 0])
+    inputs = {name: torch.from_numpy(array[there]) for name, array in dataset.train.inputs.items()}
+    for name in {"text_lengths", "event_lengths"} - {only}:
+        inputs[name] = torch.zeros_like(inputs[name])
+    torch.manual_seed(1)
+    assert torch.equal(recipe.hidden(inputs, {})[0][only], inputs[only])
+
+
 def test_batches_are_of_like_customers(dataset: Dataset) -> None:
     sizes = recipe.sizes(dataset.train)
     order = np.argsort(sizes)
@@ -180,7 +191,7 @@ def test_the_whole_pipeline_with_networks_that_read_one_branch(dataset: Dataset,
     made = small_recipe(tmp_path, dataset)
     for name in ("teacher", "text_only", "clicks_only", "late"):
         train_network(made, "cross", name, dataset, tmp_path / "checkpoints")
-    options = pipeline.Options(
+    options = Options(
         quantize=True,
         checkpoints=tmp_path / "checkpoints",
         artifacts=tmp_path / "artifacts",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimize.data import customers, reviews, shop
+from optimize.data import customers, learn_subwords, reviews, shop
 from optimize.data.clickstream import EVENT_TYPES, EVENTS, UNKNOWN_EVENT, Clicks, FutureEvent, moment
 from optimize.data.reviews import SENTIMENTS, Meaning
 from optimize.data.shop import TIERS, Customer
@@ -87,6 +87,15 @@ def test_the_committed_vocabulary_is_what_the_shop_teaches() -> None:
         assert UNKNOWN not in tokens
         assert subwords.decode(tokens) == normalise(one.review)
         assert len(tokens) < 0.5 * len(one.review) + 8
+
+
+def test_a_vocabulary_is_learned_from_the_training_reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(customers, "COUNT", 400)
+    path = tmp_path / "made.model"
+    learn_subwords.main(["--reviews", "--size", "400", "--output", str(path)])
+    taught = {one.review for one in shop.customers(400, customers.SEED) if customers.part_of(one.name) == "train"}
+    assert set(customers.training_reviews()) == {normalise(review) for review in taught} - {""}
+    assert Subwords.load(path).size == 400
 
 
 def clicks(*events: tuple[float, str]) -> Clicks:
@@ -203,6 +212,10 @@ def test_unknown_types_are_counted_in_the_source(people: list[Customer], tmp_pat
         (REVIEWS + "c,2024-06-01,\x07 ,low,neutral\n", r"row 4: customer 'c' has neither review nor events"),
         (REVIEWS.encode().replace(b"Good", b"caf\xe9"), "is not UTF-8"),
         ('a,"b\n' + REVIEWS, "cannot be read"),
+        (
+            REVIEWS.replace("positive\n", "positive,\n").replace("neutral\n", "neutral,\n"),
+            "remove the commas at their end",
+        ),
     ],
 )
 def test_bad_reviews_are_refused_by_row(reviews_csv: str | bytes, message: str, tmp_path: Path) -> None:

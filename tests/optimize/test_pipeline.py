@@ -13,12 +13,12 @@ from optimize import pipeline, recipes, version_folder
 from optimize.checkpoint import CheckpointError, load_checkpoint, path_of
 from optimize.distill import distill, is_current
 from optimize.errors import UserError
-from optimize.pipeline import Options
 from optimize.quantize import plan
 from optimize.recipes import Recipe, Tolerances
 from optimize.report import Report, from_json
 from optimize.train import cross_validate, train_network
 from optimize.verify import GateError
+from optimize.work import Options
 
 
 @pytest.fixture(scope="module", autouse=True)

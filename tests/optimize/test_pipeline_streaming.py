@@ -14,13 +14,13 @@ from torch import nn
 from optimize import pipeline, recipes, streaming
 from optimize.benchmark import runner, session
 from optimize.data.dataset import Arrays
-from optimize.pipeline import Options
 from optimize.quantize import plan
 from optimize.quantize.plan import Choice
 from optimize.recipes import Recipe
 from optimize.report import Report
 from optimize.train import train_network
 from optimize.verify import GateError
+from optimize.work import Options
 
 CHUNKED = "teacher_onnx_fp32 in chunks against torch on whole recordings"
 

@@ -19,12 +19,12 @@ from optimize.checkpoint import load_checkpoint, path_of
 from optimize.data.dataset import Dataset
 from optimize.data.texts import Tokenizer
 from optimize.errors import UserError
-from optimize.pipeline import Options
 from optimize.quantize import operators, plan
 from optimize.quantize.plan import Choice
 from optimize.recipes import Recipe
 from optimize.report import Report
 from optimize.train import train_network
+from optimize.work import Options
 from serving.config import ServerConfig
 from serving.launcher import Server
 from tests import tiny_bert

@@ -17,7 +17,7 @@ from optimize.verify import GateError
 from tests.optimize.test_report import REPORT
 
 mlflow_tracking = pytest.importorskip(
-    "mlflow.tracking", reason="mlflow is not installed: pip install 'seqserve[mlflow]'", exc_type=ImportError
+    "mlflow.tracking", reason="mlflow is not installed: pip install -e '.[mlflow]'", exc_type=ImportError
 )
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own use of SQLAlchemy
@@ -74,6 +74,18 @@ def test_failed_gates_are_logged_as_a_failed_run_and_other_mistakes_not_at_all(t
     assert run.info.status == "FAILED"
 
 
+def test_a_store_that_fails_hides_no_gate_and_keeps_no_run_that_seems_to_go_on(tmp_path: Path, folder: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    (folder / "student_onnx_int8.onnx").unlink()  # so half of it is logged
+    store = pytest.raises(UserError, match=r"^--mlflow sqlite")
+    with store, tracking.recorded(uri, "load_forecast", "lstm", folder, {}):
+        pass
+    both = pytest.raises(GateError, match=r"^too slow\n--mlflow sqlite")
+    with both, tracking.recorded(uri, "load_forecast", "lstm", folder, {}):
+        raise GateError("too slow")
+    assert [run.info.status for run in runs(uri)] == ["FAILED", "FAILED"]
+
+
 def test_a_store_that_cannot_be_opened_is_told_before_the_run(tmp_path: Path) -> None:
     for uri, words in (
         ("http://127.0.0.1:9", "Connection refused"),
@@ -89,7 +101,10 @@ def test_a_store_that_cannot_be_opened_is_told_before_the_run(tmp_path: Path) ->
 
 def test_without_mlflow_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
-    with pytest.raises(UserError, match="pip install 'seqserve"), tracking.recorded("x", "m", "v", tmp_path, {}):
+    with (
+        pytest.raises(UserError, match=r"pip install -e '\.\[mlflow\]'"),
+        tracking.recorded("x", "m", "v", tmp_path, {}),
+    ):
         pass
 
 

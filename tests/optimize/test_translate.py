@@ -26,6 +26,7 @@ from optimize.recipes import translate as recipe
 from optimize.recipes.translate import RECIPE, SPEC, network, subwords
 from optimize.resume import Partial
 from optimize.train import _similar, fit, predict, train_network
+from optimize.work import Options
 
 HYPOTHESES = ["le chat dort .", "je ne sais pas", "un deux trois quatre cinq", ""]
 REFERENCES = [
@@ -223,7 +224,7 @@ def test_the_whole_pipeline_takes_a_search(dataset: Dataset, tmp_path: Path) -> 
     }
     profiles: dict[Profile, plan.Choices] = {"invariant": choices, "throughput": choices}
     plan.write(tmp_path / "translate.plan.json", "gru", plan.Plan("invariant", "asked for", profiles))
-    options = pipeline.Options(
+    options = Options(
         quantize=True,
         checkpoints=tmp_path / "checkpoints",
         artifacts=tmp_path / "artifacts",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -62,7 +64,7 @@ def test_the_response_cache_does_not_answer_for_a_dead_worker(tmp_path: Path) ->
 
 def test_a_stream_is_begun_and_ended_at_once() -> None:
     body = asked(tiny_models.listen())
-    assert body["parameters"] == {"sequence_id": "seqserve-canary", "sequence_start": True, "sequence_end": True}
+    assert body["parameters"] == {"sequence_id": canary.STREAM, "sequence_start": True, "sequence_end": True}
     assert [(entry["datatype"], entry["shape"]) for entry in body["inputs"]] == [("INT16", [1, 16]), ("INT32", [1, 1])]
     assert all(value in (1, 2) for entry in body["inputs"] for value in entry["data"])
 
@@ -75,8 +77,27 @@ def test_every_model_answers(triton: Server) -> None:
 
 def test_who_does_not_answer(triton: Server) -> None:
     assert canary.refusal(triton.http, "nobody") == "it is not loaded"
-    assert canary.refusal("127.0.0.1:9", "double") == "it is not loaded"
+    assert canary.refusal("127.0.0.1:9", "double") == "no answer within 5 s"
     assert canary.refusal(triton.http, "double_of_four", timeout_s=0.05) == "no answer within 0.05 s"
+
+
+def test_the_limit_is_of_both_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's configuration comes after 0.3 s, its answer never."""
+    config = json.dumps(json_format.MessageToDict(tiny_models.double().config, preserving_proto_field_name=True))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_once() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(4096)
+                time.sleep(0.3)
+                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(config)}\r\n\r\n{config}".encode())
+
+        answering = threading.Thread(target=answer_once)
+        answering.start()
+        begin = time.monotonic()
+        assert canary.refusal(f"127.0.0.1:{server.getsockname()[1]}", "double", timeout_s=1.0) == "no answer within 1 s"
+        assert time.monotonic() - begin < 1.2
+        answering.join()
 
 
 def get(address: str, path: str) -> tuple[int, dict[str, Any]]:

@@ -16,10 +16,9 @@ from tests.serving.test_launcher import eventually
 
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Heartbeats:
-    monkeypatch.setattr(heartbeats, "_SHARED_MEMORY", tmp_path)
-    found = Heartbeats("server-1")
-    monkeypatch.setenv(backend.ENVIRONMENT, found.prefix)
-    return found
+    monkeypatch.setattr(heartbeats, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setenv(backend.ENVIRONMENT, f"{tmp_path}/server-1_")
+    return Heartbeats("server-1")
 
 
 def test_both_sides_speak_of_the_same_variable() -> None:
@@ -27,13 +26,13 @@ def test_both_sides_speak_of_the_same_variable() -> None:
 
 
 def test_what_is_written_is_read(read: Heartbeats) -> None:
-    worker = backend.Heartbeat.of_worker("speech", "3", "speech_0_1", room=7)
+    worker = backend.Heartbeat.of_worker("speech", "speech_0_1")
     worker.begin()
     worker.end(streams=2)
     worker.begin()
     (seen,) = read.read()
-    assert (seen.pid, seen.model, seen.version, seen.instance) == (os.getpid(), "speech", "3", "speech_0_1")
-    assert (seen.begun, seen.ended, seen.streams, seen.room, seen.busy) == (2, 1, 2, 7, True)
+    assert (seen.pid, seen.model, seen.instance) == (os.getpid(), "speech", "speech_0_1")
+    assert (seen.begun, seen.ended, seen.streams, seen.busy) == (2, 1, 2, True)
     worker.end(streams=1)
     assert (read.read()[0].streams, read.read()[0].busy) == (1, False)
     worker.close()
@@ -42,31 +41,31 @@ def test_what_is_written_is_read(read: Heartbeats) -> None:
 
 
 def test_it_beats_by_itself(read: Heartbeats) -> None:
-    worker = backend.Heartbeat.of_worker("speech", "3", "speech_0_0", room=0)
+    worker = backend.Heartbeat.of_worker("speech", "speech_0_0")
     eventually(lambda: read.read()[0].beats >= 2)
     worker.close()
 
 
 def test_without_a_launcher_there_is_no_file(read: Heartbeats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backend.ENVIRONMENT)
-    worker = backend.Heartbeat.of_worker("speech", "3", "speech_0_0", room=0)
+    worker = backend.Heartbeat.of_worker("speech", "speech_0_0")
     worker.begin()
     worker.end(streams=1)
     worker.close()
     assert read.read() == []
 
 
-def test_what_is_no_heartbeat_is_passed_over_and_the_dead_are_forgotten(read: Heartbeats) -> None:
-    for name, content in (("77", b"short"), ("78", bytes(40) + b"{"), ("none", bytes(40) + b"{}")):
-        Path(read.prefix + name).write_bytes(content)
+def test_what_is_no_heartbeat_is_passed_over_and_the_dead_are_forgotten(read: Heartbeats, tmp_path: Path) -> None:
+    for name, content in (("77", b"short"), ("78", bytes(32) + b"{"), ("none", bytes(32) + b"{}")):
+        (tmp_path / f"server-1_beat_{name}").write_bytes(content)
     assert read.read() == []
     read.forget(77)
     read.forget(77)
-    assert not Path(read.prefix + "77").exists()
+    assert not (tmp_path / "server-1_beat_77").exists()
 
 
 def test_a_heartbeat_costs_microseconds(read: Heartbeats) -> None:
-    worker = backend.Heartbeat.of_worker("speech", "3", "speech_0_0", room=0)
+    worker = backend.Heartbeat.of_worker("speech", "speech_0_0")
     begin = time.perf_counter()
     for _ in range(10_000):
         worker.begin()

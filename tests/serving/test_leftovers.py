@@ -15,7 +15,7 @@ from serving import leftovers
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shm").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(leftovers, "_SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "shm")
 
 
 def workspace(tmp_path: Path) -> tuple[Path, Path]:

@@ -46,5 +46,7 @@ def test_the_address_to_reach_a_server_that_listens_everywhere() -> None:
 def test_equal_ports_and_impossible_ones_are_refused() -> None:
     with pytest.raises(UserError, match="must differ"):
         ServerConfig(http_port=9000, grpc_port=9000)
+    with pytest.raises(UserError, match="--health-port must differ, got 8000, 8001, 8002, 8002"):
+        ServerConfig(health_port=8002)
     with pytest.raises(UserError, match="--grpc-port is 70000"):
         ServerConfig(grpc_port=70000)

@@ -22,6 +22,7 @@ import pytest
 import clients
 from clients.signature import Array
 from optimize.specs import ServingSpec
+from serving import health
 from serving.config import ServerConfig
 from serving.heartbeats import Heartbeat, Heartbeats
 from serving.launcher import Server
@@ -318,6 +319,31 @@ def test_a_server_that_lost_workers_still_ends_soon(tmp_path: Path) -> None:
             answered(lambda: client.infer("double", x))
         begin = time.monotonic()
     assert time.monotonic() - begin < server.config.drain_timeout_s / 2
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the lost worker had counted is removed, though nobody asks for the metrics."""
+    tiny_models.double().write(tmp_path)
+    silences = [2]
+    exchange = health.exchange
+
+    def slow_at_first(address: str, method: str, path: str, *more: Any, **named: Any) -> tuple[int, str] | None:
+        if path.endswith("/index") and silences[0]:
+            silences[0] -= 1
+            return None
+        return exchange(address, method, path, *more, **named)
+
+    with Server(ServerConfig(tmp_path, http_port=0, grpc_port=0, metrics_port=0)) as server:
+        counts = set(Path("/dev/shm").glob(f"{server.log.parent.name}_count_*"))
+        assert len(counts) == 1
+        monkeypatch.setattr(health, "exchange", slow_at_first)
+        hurt(server, "double")
+        reloaded(server, "double", 1)
+        with clients.connect(server.grpc) as client:
+            answered(lambda: client.infer("double", {"x": np.ones((1, 4), np.float32)}))
+        assert not counts & set(Path("/dev/shm").glob(f"{server.log.parent.name}_count_*"))
 
 
 def answered(ask: Callable[[], clients.Answer]) -> None:

@@ -15,7 +15,7 @@ from onnx_contract import Tensor
 from stream_metrics import StreamMetrics
 from streams import Streams, TooManyStreams, UnknownStream
 
-from serving import worker_metrics
+from serving import canary, worker_metrics
 
 ABOUT = {"model": "listen", "version": "1", "worker": "listen_0_0"}
 
@@ -31,6 +31,7 @@ class Log:
 def test_both_sides_know_the_same_numbers() -> None:
     for name in ("NUMBERS", "EVENTS", "ROWS"):
         assert getattr(stream_metrics, name) == getattr(worker_metrics, name)
+    assert stream_metrics.CANARY == canary.STREAM
 
 
 ACTIONS = st.tuples(st.sampled_from(["start", "go on", "end", "fail", "wait"]), st.integers(1, 6))
@@ -65,6 +66,15 @@ def test_every_stream_that_started_is_open_or_accounted_for(actions: list[tuple[
         assert counts["started"] == len(streams) + gone
     assert (counts["unknown"], counts["refused"]) == (unknown, refused)
     assert counts.keys() <= set(stream_metrics.EVENTS)
+
+
+def test_a_canary_is_no_event() -> None:
+    log = Log()
+    metrics = StreamMetrics("", ABOUT, log)
+    for stream in (canary.STREAM, 7):
+        metrics.event("refused", stream)
+    assert [json.loads(line)["stream"] for line in log.lines] == [7]
+    assert sum(np.frombuffer(bytes(metrics._memory), np.uint64)) == 1
 
 
 def test_events_are_lines_of_json_once_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Scene(Heartbeats):
     def worker(self, model: str, program: str = "input()") -> int:
         process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
         self.processes.append(process)
-        self.written[process.pid] = Heartbeat(process.pid, model, "1", f"{model}_0_0", 0, 0, 0, 3, 8)
+        self.written[process.pid] = Heartbeat(process.pid, model, f"{model}_0_0", 0, 0, 0, 3)
         return process.pid
 
     def says(self, pid: int, **numbers: Any) -> None:
@@ -226,6 +226,22 @@ def test_a_worker_that_dies_before_its_reload_is_over_is_not_forgotten(scene: Sc
     assert scene.reloads == [("speech", 1), ("speech", 2), ("speech", 3)]
     assert man.losses["speech"] == watchman.Losses(lost=2, attempts=3, reloaded=1)
     assert scene.written == {}
+
+
+def test_a_model_that_somebody_has_unloaded_is_left_alone(scene: Scene) -> None:
+    def reload(model: str, attempt: int) -> str | None:
+        scene.reload(model, attempt)
+        raise watchman.Unloaded
+
+    man = Watchman(scene, reload)
+    pid = scene.worker("speech")
+    looks(man, scene, 1, pid)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    looks(man, scene, 1)
+    reloaded(scene, 1)
+    eventually(lambda: man.recovering == [])
+    assert man.losses["speech"] == watchman.Losses(lost=1, attempts=1, reloaded=0)
 
 
 def test_looking_goes_on_after_a_look_that_failed(scene: Scene, monkeypatch: Any) -> None:

@@ -20,6 +20,7 @@ import pytest
 import clients
 from clients.errors import ClientError
 from optimize.specs import ServingSpec
+from serving import canary, worker_metrics
 from serving.config import ServerConfig
 from serving.launcher import Server
 from serving.probes import Probes
@@ -71,7 +72,10 @@ def test_a_server_tells_of_its_streams_and_of_a_lost_worker(tmp_path: Path, monk
                 assert told("seqserve_state_bytes") == 2 * (8 + 16 * 4)
                 with pytest.raises(ClientError), client.stream("listen") as third:
                     third.send(CHUNK)
-                assert told("seqserve_stream_events_total", event="refused") >= 1
+                refused = told("seqserve_stream_events_total", event="refused")
+                assert refused >= 1
+                assert canary.refusal(server.http, "listen") is None, "a full model answers"
+                assert told("seqserve_stream_events_total", event="refused") == refused
                 runs = told("seqserve_run_rows_count")
                 (pid,) = [
                     int(path.name.rpartition("_")[2])
@@ -104,7 +108,7 @@ def planted(prefix: str, pid: int, **counts: int) -> Path:
 
 def test_workers_add_up_and_those_that_ended_stay() -> None:
     prefix = f"seqserve-test-{os.getpid()}"
-    metrics = WorkerMetrics(prefix)
+    metrics = WorkerMetrics(prefix, {})
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     files = [
         planted(prefix, os.getpid(), streams=3, room=8, started=5, rows_4=2, rows_sum=7),
@@ -135,12 +139,31 @@ def test_workers_add_up_and_those_that_ended_stay() -> None:
             file.unlink(missing_ok=True)
 
 
+def test_an_orderly_end_at_the_moment_of_a_look_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file goes after it was read, and the worker before somebody looks whether it lives."""
+    prefix = f"seqserve-test-{os.getpid()}"
+    metrics = WorkerMetrics(prefix, {})
+    file = planted(prefix, os.getpid(), streams=3, started=5)
+    try:
+        metrics.page()
+
+        def gone(pid: int) -> None:
+            file.unlink()
+
+        monkeypatch.setattr(worker_metrics, "start_time", gone)
+        page = metrics.page()
+        assert value(page, "seqserve_sessions_lost_total", model="m") == 0
+        assert value(page, "seqserve_stream_events_total", event="started") == 5
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def test_files_that_are_not_complete_are_passed_over() -> None:
     prefix = f"seqserve-test-{os.getpid()}"
     file = Path(f"/dev/shm/{prefix}_count_{os.getpid()}")
     file.write_bytes(b"\0" * 24)
     try:
-        assert "seqserve_workers{" not in WorkerMetrics(prefix).page()
+        assert "seqserve_workers{" not in WorkerMetrics(prefix, {}).page()
     finally:
         file.unlink()
 

@@ -1,6 +1,6 @@
 """The sign of life of one worker: counters in a small file of shared memory, which the launcher reads as it likes.
 
-    heartbeat = Heartbeat.of_worker(model="speech", version="1", instance="speech_0_0", room=1024)
+    heartbeat = Heartbeat.of_worker(model="speech", instance="speech_0_0")
     heartbeat.begin()                   # of every execute
     heartbeat.end(streams=17)
     heartbeat.close()                   # an orderly end: the file goes
@@ -9,7 +9,7 @@ A thread counts ``beats`` four times a second, whatever the worker does: they st
 or when something holds Python's lock for good. ``begun`` and ``ended`` count executions: one that hangs shows as a
 ``begun`` that is never ``ended``, while a worker with a long queue goes from one to the next.
 
-Five unsigned 64-bit numbers, little-endian: beats, begun, ended, streams, room; then JSON: model, version, instance.
+Four unsigned 64-bit numbers, little-endian: beats, begun, ended, streams; then JSON: model, instance.
 ``serving/heartbeats.py`` reads them. Without the launcher there is no file, and the numbers go nowhere.
 """
 
@@ -21,18 +21,18 @@ import os
 import struct
 import threading
 
-ENVIRONMENT = "SEQSERVE_HEARTBEATS"  # begins the files' names; the worker's process id follows
+ENVIRONMENT = "SEQSERVE_COUNTERS"  # begins the files' names; what it is and the worker's process id follow
 EVERY_S = 0.25
 
-_NUMBERS = struct.Struct("<5Q")
+_NUMBERS = struct.Struct("<4Q")
 _NUMBER = struct.Struct("<Q")
-_BEATS, _BEGUN, _ENDED, _STREAMS, _ROOM = range(0, _NUMBERS.size, _NUMBER.size)
+_BEATS, _BEGUN, _ENDED, _STREAMS = range(0, _NUMBERS.size, _NUMBER.size)
 
 
 class Heartbeat:
-    """Of the worker ``about`` says it is. path: of the file; empty for none. room: the most streams it may have."""
+    """Of the worker ``about`` says it is. path: of the file; empty for none."""
 
-    def __init__(self, path: str, about: dict[str, str], room: int) -> None:
+    def __init__(self, path: str, about: dict[str, str]) -> None:
         self._path = path
         self._begun = 0
         text = json.dumps(about).encode()
@@ -40,7 +40,7 @@ class Heartbeat:
         if not path:
             return
         with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "r+b") as file:
-            file.write(_NUMBERS.pack(0, 0, 0, 0, room) + text)
+            file.write(bytes(self._memory) + text)
             file.flush()
             self._memory = mmap.mmap(file.fileno(), 0)
         self._closing = threading.Event()
@@ -48,11 +48,10 @@ class Heartbeat:
         self._thread.start()
 
     @classmethod
-    def of_worker(cls, model: str, version: str, instance: str, room: int) -> Heartbeat:
+    def of_worker(cls, model: str, instance: str) -> Heartbeat:
         """This process's."""
         prefix = os.environ.get(ENVIRONMENT)
-        about = {"model": model, "version": version, "instance": instance}
-        return cls(f"{prefix}{os.getpid()}" if prefix else "", about, room)
+        return cls(f"{prefix}beat_{os.getpid()}" if prefix else "", {"model": model, "instance": instance})
 
     def begin(self) -> None:
         """An execution begins."""

@@ -72,8 +72,7 @@ class TritonPythonModel:
         self._open_streams(sequences)
         self._open_openings(config, args["model_version"])
         self._warm_up()
-        room = self._streams.limit if self._streams is not None else 0
-        self._heartbeat = Heartbeat.of_worker(config["name"], args["model_version"], args["model_instance_name"], room)
+        self._heartbeat = Heartbeat.of_worker(config["name"], args["model_instance_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in order; requests of equal shapes share a run, nothing is padded."""

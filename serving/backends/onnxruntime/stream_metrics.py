@@ -28,6 +28,7 @@ from typing import Any
 from heartbeat import ENVIRONMENT
 
 LOG_ENVIRONMENT = "SEQSERVE_STREAM_LOG"
+CANARY = "seqserve-canary"  # the stream of a probe's question (``serving/canary.py``), which is nobody's
 
 # started = those open + replaced (by a START of the same id) + ended + failed (to begin) + expired + evicted (to make
 # room). unknown: continued, but not there. refused: no room. late: after its deadline.
@@ -62,13 +63,15 @@ class StreamMetrics:
     @classmethod
     def of_worker(cls, model: str, version: str, worker: str, logger: Any) -> StreamMetrics:
         """This process's, beside its heartbeat."""
-        beats = os.environ.get(ENVIRONMENT)
-        path = f"{beats.removesuffix('beat_')}count_{os.getpid()}" if beats else ""
+        prefix = os.environ.get(ENVIRONMENT)
+        path = f"{prefix}count_{os.getpid()}" if prefix else ""
         logs = os.environ.get(LOG_ENVIRONMENT, "0") not in ("", "0")
         return cls(path, {"model": model, "version": version, "worker": worker}, logger if logs else None)
 
     def event(self, what: str, stream: int | str) -> None:
-        """One of ``EVENTS`` happened to ``stream``."""
+        """One of ``EVENTS`` happened to ``stream``. What a probe asks is neither counted nor logged."""
+        if stream == CANARY:
+            return
         self._add(_PLACE[what], 1)
         if self._logger is not None:
             self._logger.log_info(json.dumps({"event": what, "stream": stream, **self._about}))

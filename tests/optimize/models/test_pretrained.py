@@ -178,5 +178,5 @@ def test_what_is_no_text_encoder(bert: Path, tmp_path: Path) -> None:
 
 def test_without_transformers(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs transformers; pip install 'seqserve\[huggingface\]'"):
+    with pytest.raises(UserError, match=r"needs transformers; pip install -e '.\[huggingface\]'"):
         PretrainedEncoder(bert)

@@ -87,6 +87,12 @@ def test_an_unknown_model_is_one_message() -> None:
         main(["--model", "nothing"])
 
 
+def test_without_artefacts_the_message_is_the_command_that_makes_them(made: Path, tmp_path: Path) -> None:
+    command = rf"python -m optimize\.export --recipe {RECIPE} --variant gru --quantize$"
+    with pytest.raises(UserError, match=command):
+        run(made, "--artifacts", str(tmp_path))
+
+
 def test_a_file_that_is_no_model_is_one_message(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "artifacts" / "sine" / "gru"
     folder.mkdir(parents=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,11 +16,11 @@ from hypothesis import strategies as st
 from loadtest.search import Bound, Finding
 from optimize.errors import UserError
 from optimize.serving_tuner import duel
-from optimize.serving_tuner.proving_ground import Reading, Run
+from optimize.serving_tuner.proving_ground import Effort, Reading, Run
 from optimize.serving_tuner.result import Result, line, table, verdict, write
 from optimize.serving_tuner.search import Measured, Search
 from optimize.serving_tuner.space import Candidate, Choices, choices, digest, size
-from optimize.serving_tuner.tuning import Options, served_files
+from optimize.serving_tuner.tuning import Options, name_of, served_files
 from optimize.specs import ServingSpec
 from tests import tiny_models
 
@@ -77,6 +79,18 @@ def test_present_settings_beyond_the_cores_are_a_choice() -> None:
 def test_another_search_has_another_name() -> None:
     assert digest(SPEC, b"one", 20.0) == digest(SPEC, b"one", 20.0)
     assert len({digest(SPEC, b"one", 20.0), digest(SPEC, b"two", 20.0), digest(SPEC, b"one", 10.0)}) == 3
+
+
+def test_a_search_is_of_the_settings_that_it_does_not_choose(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"model")
+
+    def name(**changed: Any) -> str:
+        present = replace(PRESENT, **changed)
+        return name_of(SPEC, present, {"invariant": tmp_path / "model"}, space(), 20.0, Effort())
+
+    assert name() == name(instances=3, threads=2, preferred_batch=(4,), queue_delay_us=9)
+    others: list[dict[str, Any]] = [{"max_streams": 7}, {"strategy": "direct"}, {"idle_us": 7}, {"opening_cache_mb": 7}]
+    assert len({name(), *(name(**other) for other in others)}) == 5
 
 
 def worth(candidate: Candidate, known: int = 0) -> Reading:
@@ -233,8 +247,8 @@ def test_files_and_words(tmp_path: Path) -> None:
     words = "\n".join(verdict(found))
     for expected in ("nothing was written", "profile throughput gave up to 64, invariant 32", "load generator"):
         assert expected in words
-    won = result(measured[:1], winner=other, duel=duel.Duel((32,), (64,)), written="x.json")
-    assert "better by 100%: written to x.json" in "\n".join(verdict(won))
+    won = result(measured[:1], winner=other, duel=duel.Duel((32,), (64,)), written="x.json", export="do this")
+    assert "better by 100%: written to x.json; to publish it: do this" in "\n".join(verdict(won))
     lost = result(measured[:1], winner=other, duel=duel.Duel((32,), (31,)))
     assert "within the noise: nothing was written" in "\n".join(verdict(lost))
 
@@ -242,23 +256,23 @@ def test_files_and_words(tmp_path: Path) -> None:
 def test_the_published_file_and_its_sibling(tmp_path: Path) -> None:
     model, artifacts = tmp_path / "m", tmp_path / "artifacts"
     artifacts.mkdir()
-    with pytest.raises(UserError, match=r"has no published version; run python -m optimize\.export"):
-        served_files(model, artifacts, None)
+    with pytest.raises(UserError, match="has no published version; run the export first"):
+        served_files(model, artifacts, None, "the export")
     for version in ("1", "2"):
         (model / version).mkdir(parents=True)
         (model / version / "model.onnx").write_text(version)
     live = model / "2" / "model.onnx"
-    assert served_files(model, artifacts, None) == {"published": live}
+    assert served_files(model, artifacts, None, "") == {"published": live}
     sibling = artifacts / "student_onnx_int8_throughput.onnx"
     sibling.write_text("fast")
     (artifacts / "student_onnx_int8.onnx").write_text("1")  # of another export than what is live
-    assert served_files(model, artifacts, None) == {"published": live}
+    assert served_files(model, artifacts, None, "") == {"published": live}
     (artifacts / "student_onnx_int8.onnx").write_text("2")
-    assert served_files(model, artifacts, None) == {"invariant": live, "throughput": sibling}
-    assert served_files(model, artifacts, "throughput") == {"throughput": sibling}
+    assert served_files(model, artifacts, None, "") == {"invariant": live, "throughput": sibling}
+    assert served_files(model, artifacts, "throughput", "") == {"throughput": sibling}
     sibling.unlink()
-    with pytest.raises(UserError, match="--profile throughput: there is no such file"):
-        served_files(model, artifacts, "throughput")
+    with pytest.raises(UserError, match=r"--profile throughput: there is no such file.*; run the export, or"):
+        served_files(model, artifacts, "throughput", "the export")
 
 
 @pytest.mark.parametrize("p99_ms", [0.0, -1.0, math.inf, math.nan])

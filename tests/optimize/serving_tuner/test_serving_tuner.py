@@ -94,6 +94,9 @@ def test_interrupted_then_nothing_within_the_limit_then_the_winner_is_written(pl
     assert len(first["reading"]["runs"]) == 1, "from the journal"
     assert content["duel"] == {"present": [0, 0], "challenger": [20, 20]}
     assert (folder / "tuning.svg").exists()
+    printed = "".join(found.stdout.split())
+    assert f"optimize.export--recipe{place}/double.py--variantplain--quantize" in printed
+    assert f"details:{folder}" in printed
     written = recipes.load(file=place / "double.py").variant("plain")[1].serving
     assert written.queue_delay_us == second["candidate"]["queue_delay_us"] < LIMIT_MS * 1000
     assert written.response_cache, "what was not tuned is as it was"
@@ -117,7 +120,7 @@ def test_streams(place: Path) -> None:
     [
         (["--p99-ms", "0"], "--p99-ms is 0; expected milliseconds above 0"),
         ([], "give --p99-ms"),
-        (["--p99-ms", "20", "--variant", "absent"], "has no published version; run python -m optimize.export"),
+        (["--p99-ms", "20", "--variant", "absent"], "double.py --variant absent --quantize first"),
         (["--p99-ms", "20", "--variant", "nothing"], "no variant 'nothing'"),
         (["--p99-ms", "20", "--streams"], "--streams: model 'double' keeps no state"),
         (["--p99-ms", "20", "--profile", "throughput"], "there is no such file of what is published"),

@@ -21,6 +21,7 @@ from clients.signature import Array
 from optimize import rollout
 from optimize.errors import UserError
 from serving import running
+from serving.config import ServerConfig
 from serving.front_door.fleet import Fleet, FleetConfig, connected, longest_idle_s
 from serving.front_door.limits import Limits
 from serving.launcher import Server
@@ -257,6 +258,36 @@ def test_the_longest_idle_limit(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.pbtxt").write_text(f"max_sequence_idle_microseconds: {idle_us}\n")
     assert longest_idle_s(tmp_path) == 26
+
+
+def test_each_replica_has_ports_probes_and_a_file_of_traces_of_its_own() -> None:
+    """Renewed ones, too: their ports are any."""
+    fleet = Fleet(FleetConfig(ServerConfig(health_port=8003, trace_file=Path("traces.json")), replicas=2))
+    servers = [*(fleet._new(*fleet.config.ports(place)) for place in range(2)), fleet._new()]
+    assert [(each.config.metrics_port, each.config.health_port) for each in servers] == [
+        (8002, 8003),
+        (8004, 8005),
+        (0, 0),
+    ]
+    assert [str(each.config.trace_file) for each in servers] == ["traces-1.json", "traces-2.json", "traces-3.json"]
+    without = Fleet(FleetConfig(ServerConfig(), replicas=2))
+    assert without.config.ports(1) == (8003, None)
+    config = without._new().config
+    assert (config.health_port, config.trace_file) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (ServerConfig(metrics_port=7999), "--http-port: 8000, --metrics-port of replica 2: 8000; expected different"),
+        (ServerConfig(metrics_port=65535), "--metrics-port of replica 2: 65536; expected different ports up to 65535"),
+        (ServerConfig(health_port=8004), "--health-port of replica 1: 8004, --metrics-port of replica 2: 8004"),
+    ],
+)
+def test_ports_of_replicas_that_cannot_be(server: ServerConfig, message: str) -> None:
+    assert FleetConfig(server)
+    with pytest.raises(UserError, match=message):
+        FleetConfig(server, replicas=2)
 
 
 @pytest.mark.parametrize("replicas", [0, -1, 65])

@@ -7,12 +7,14 @@ import http.client
 import time
 from contextlib import AsyncExitStack, ExitStack, closing
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import clients
 from clients.signature import Array
-from tests.serving.front_door.conftest import LIMITS, REQUEST, Visitor
+from tests.serving.front_door.conftest import INFER, LIMITS, REQUEST, Visitor
 
 PROTOCOLS: tuple[clients.ProtocolName, ...] = ("grpc", "http")
 X = {"x": np.ones((1, 4), np.float32)}
@@ -55,6 +57,34 @@ def test_streams_of_one_client_and_of_all(visitor: Visitor) -> None:
         taken[0].finish(CHUNK)
         taken[0].close()
         eventually_opens(theirs).close()
+
+
+def test_what_is_refused_says_when_to_come_again(visitor: Visitor) -> None:
+    """Over HTTP a request holds its place while its body is awaited."""
+    host, _, port = visitor.fleet.door.http.rpartition(":")
+    token = f"Bearer {visitor.token()}"
+    with ExitStack() as stack:
+        for _ in range(LIMITS.client_requests):
+            waiting = http.client.HTTPSConnection(host, int(port), context=visitor.tls, timeout=20)
+            stack.enter_context(closing(waiting))
+            waiting.putrequest("POST", INFER)
+            waiting.putheader("Authorization", token)
+            waiting.putheader("Content-Length", str(len(REQUEST)))
+            waiting.endheaders()
+        status, headers, body = visitor.ask()
+    assert (status, headers["Retry-After"]) == (503, "1"), body
+    with ExitStack() as stack:
+        client = stack.enter_context(visitor.connect())
+        for _ in range(LIMITS.client_streams):
+            stack.enter_context(client.stream("listen")).send(CHUNK)
+        tls = grpc.ssl_channel_credentials(visitor.authority.read_bytes())
+        channel = stack.enter_context(grpc.secure_channel(visitor.fleet.door.grpc, tls))
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call = stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest()]), metadata=[("authorization", token)])
+        with pytest.raises(grpc.RpcError):
+            next(call)
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+        assert ("retry-after", "1") in [*call.initial_metadata(), *call.trailing_metadata()]
 
 
 def test_the_rate_of_one_client(visitor: Visitor) -> None:

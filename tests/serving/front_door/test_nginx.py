@@ -9,9 +9,8 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from serving.front_door.nginx import Nginx
 from serving.front_door.nginx_config import Door, Replica
 from serving.ports import Ports, choose
 from tests import tiny_models
+from tests.serving.test_launcher import children, eventually
 
 pytestmark = pytest.mark.usefixtures("nginx_is_here")
 ROOT = Path(installation.__file__).parent.parent
@@ -75,13 +75,6 @@ def launched(tmp_path: Path, *options: str) -> Iterator[Launched]:
     finally:
         process.kill()
         process.communicate()
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 def started_in(folder: Path) -> list[str]:
@@ -148,6 +141,32 @@ def test_the_command_renews_its_replicas_on_sigusr1(tmp_path: Path) -> None:
         assert client.infer("double", X)["y"].tolist() == [[2, 2, 2, 2]]
 
 
+def test_a_door_that_ends_ends_the_command_and_its_log_stays(tmp_path: Path) -> None:
+    limits = tmp_path / "limits.json"
+    limits.write_text("{}")
+    with launched(tmp_path, f"--limits={limits}", "--health-port=0") as door:
+        assert re.search(r"^  replica  .*, health http://127\.0\.0\.1:\d+/ready, log ", door.said, re.MULTILINE)
+        names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in children(door.process.pid)}
+        (nginx,) = [pid for pid, name in names.items() if name == "nginx"]
+        os.kill(nginx, signal.SIGKILL)
+        _, errors = door.process.communicate(timeout=60)
+        assert door.process.returncode == 2
+        said = re.search(r"^error: nginx ended while serving: ended by SIGKILL \(log: (.*)\)$", errors, re.MULTILINE)
+        assert said is not None, errors
+        assert Path(said[1]).is_file()
+
+
+def test_the_reason_is_the_last_grave_message(tmp_path: Path) -> None:
+    door = a_door(tmp_path, free_ports())
+    door.start([Replica("127.0.0.1:1", "127.0.0.1:2")])
+    door.log.write_text("2026/01/01 00:00:00 [alert] 1#1: long ago\n2026/01/02 00:00:00 [emerg] 1#1: just now\n")
+    os.kill(door.pid, signal.SIGTERM)
+    eventually(lambda: running.start_time(door.pid) is None)
+    with pytest.raises(UserError, match="nginx ended while serving: just now"):
+        door.check()
+    door.stop()
+
+
 def a_door(tmp_path: Path, ports: Ports) -> Nginx:
     return Nginx(Door("127.0.0.1", ports.http_port, ports.grpc_port, secure=False), None)
 
@@ -170,7 +189,7 @@ def test_workers_of_a_killed_master_are_ended(tmp_path: Path) -> None:
     os.kill(door.pid, signal.SIGKILL)
     eventually(lambda: running.start_time(door.pid) is None)
     assert started_in(tmp_path / "tmp")
-    with pytest.raises(UserError, match="nginx ended while serving"):
+    with pytest.raises(UserError, match="nginx ended while serving: ended by SIGKILL"):
         door.check()
     door.stop()
     eventually(lambda: not started_in(tmp_path / "tmp"))

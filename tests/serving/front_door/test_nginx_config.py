@@ -15,10 +15,9 @@ from optimize.errors import UserError
 from serving.front_door import __main__ as command
 from serving.front_door import credentials, nginx
 from serving.front_door.limits import Limits
-from serving.front_door.nginx_config import Door, Replica, text
+from serving.front_door.nginx_config import MODULES, Door, Replica, text
 
 DEPLOYED = Path(__file__).parents[3] / "deploy" / "nginx"
-MODULES = Path("/usr/lib/nginx/modules")
 REPLICAS = [Replica("127.0.0.1:8100", "127.0.0.1:8101"), Replica("127.0.0.1:8110", "127.0.0.1:8111")]
 ARGUMENTS = [f"--replica={replica.http},{replica.grpc}" for replica in REPLICAS]
 

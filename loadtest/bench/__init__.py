@@ -1,0 +1,1 @@
+"""Every stage of every model, measured side by side."""
