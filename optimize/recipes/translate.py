@@ -206,12 +206,12 @@ RECIPE = Recipe(
         "gru": Variant(
             spec=SPEC,
             serving=ServingSpec(response_cache=True),
-            tolerances=Tolerances(parity_int8=0.03, metric_loss=0.015),  # 1.5 points of BLEU: within 1 was not reached
+            tolerances=Tolerances(parity_int8=0.03, metric_loss=0.01),  # 1 point of BLEU
             methods=("int8_table",),
             networks={
                 "teacher": TEACHER,
                 "greedy_teacher": GREEDY,
-                "student": network(384, 256, 192, 192, dropout=0.2, epochs=10, learning_rate=1.5e-3, soft_weight=0.5),
+                "student": network(384, 256, 192, 192, dropout=0.2, epochs=15, learning_rate=1.5e-3, soft_weight=0.5),
                 "small_distilled": replace(
                     small(epochs=8, soft_weight=0.5), distilled=True, note="distilled as the student is, half its size"
                 ),
