@@ -20,7 +20,7 @@ What to try next
   python -m serving                                          serve it yourself (Ctrl-C stops it), then, elsewhere:
   python -m clients forecast --csv {csv} --plot forecast.png
   locust -f loadtest/locustfile.py --headless --run-time 30s
-  python -m loadtest.bench                                   what serving costs, merged into the report
+  python -m loadtest.bench                                   every stage, in process and through Triton
   python -m optimize.export --quantize --recipe FILE         your own model
 The report: {report}
 """
