@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loadtest.bench import in_process, page, served
-from loadtest.bench.results import Bench, Benched, ModelBench, summary, tables, to_json
+from loadtest.bench.results import Bench, Benched, ModelBench, summary, to_json
 from loadtest.bench.served import Effort
 from loadtest.command import positive
 from optimize import command, recipes, report
@@ -99,10 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )  # fmt: skip
     settings = {**asdict(effort), "in_process_s": in_process_s, "quick": options.quick}
     paths = write(found := Bench(environment(threads=1), models, settings), options.artifacts)
-    console = Console()
-    for table in (summary(found), *(table for model in models for table in tables(model))):
-        console.print(command.terminal(table))
-    console.print(f"{paths[0]}, {paths[1].name}, {paths[2].name}", markup=False)
+    Console().print(command.terminal(summary(found)))
+    print(f"all stages and loads: {', '.join(map(str, paths))}")
 
 
 def _chosen(models: list[str] | None, file: Path | None, artifacts: Path) -> list[Recipe]:

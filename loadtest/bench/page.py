@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loadtest.bench.results import CALLERS, PROTOCOLS, Bench, Benched, ModelBench, summary, tables
+from optimize.report_labels import Box, Point, place
 from optimize.report_page import environment, markdown_table, page
 from optimize.report_plots import Plot, plots
 from optimize.report_svg import INK, MUTED, PAINT, WIDTH, prefixed, style, svg
@@ -82,8 +84,6 @@ def _against_load(model: ModelBench, served: list[Benched]) -> str:
         colour, alpha = PAINT[series(it.stage)][0], 1 if it.stage.role == "chain" else 0.5
         axes.plot(rates, [load.latency_ms.p50 for load in loads], "o-", color=colour, alpha=alpha, markersize=4)
         axes.plot(rates, [load.latency_ms.p99 for load in loads], color=colour, alpha=alpha, dashes=(3, 3), linewidth=1)
-        axes.annotate(it.name, (rates[-1], loads[-1].latency_ms.p50), ha="right", va="bottom", color=colour, size=9,
-                      xytext=(0, 3), textcoords="offset points")  # fmt: skip
         points = ", ".join(
             f"{rate:,.0f} at {number(load.latency_ms.p50)} ms" for rate, load in zip(rates, loads, strict=True)
         )
@@ -94,7 +94,24 @@ def _against_load(model: ModelBench, served: list[Benched]) -> str:
     axes.yaxis.set_minor_formatter(lambda value, _: "")
     axes.set_xlabel(f"{model.unit} a second")
     axes.set_ylabel("latency, ms")
+    _name_lines(axes, served)
     return svg(figure, "load", f"Latency against load, by gRPC: {'; '.join(words)}.")
+
+
+def _name_lines(axes: Axes, served: list[Benched]) -> None:
+    """Each line's name near its end, where there is room."""
+    ends = []
+    for it in served:
+        assert it.served is not None
+        load = it.served.load[PROTOCOLS[0]][CALLERS[-1]]
+        x, y = axes.transData.transform((load.requests_per_s, load.latency_ms.p50))
+        ends.append(Point(float(x), float(y)))
+    marks = [Box(end.x - 4, end.y - 4, end.x + 4, end.y + 4) for end in ends]
+    boxes = place(ends, [5.6 * len(it.name) for it in served], 13, Box(*axes.bbox.extents), marks)
+    for it, box in zip(served, boxes, strict=True):
+        middle = (box.left + box.right) / 2, (box.bottom + box.top) / 2
+        colour = PAINT[series(it.stage)][0]
+        axes.text(*middle, it.name, ha="center", va="center", fontsize=9, color=colour, transform=None)
 
 
 def _split(served: list[Benched]) -> str:
@@ -102,17 +119,17 @@ def _split(served: list[Benched]) -> str:
     figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
     axes = figure.add_axes((0.01, _AXIS / height, 0.97, 1 - (_AXIS + _KEY) / height))
     words = []
-    for place, it in enumerate(served):
+    for row, it in enumerate(served):
         assert it.served is not None
         parts = {part: getattr(it.served.time_ms, part) for part in _PARTS}
         left = 0.0
         for part, width in parts.items():
-            axes.barh(place, width, 0.34, left=left, color=PAINT[_PARTS[part]][0], linewidth=0)
+            axes.barh(row, width, 0.34, left=left, color=PAINT[_PARTS[part]][0], linewidth=0)
             left += width
-        axes.text(0, place - 0.27, it.name, va="bottom", color=INK)
+        axes.text(0, row - 0.27, it.name, va="bottom", color=INK)
         axes.text(
             1,
-            place - 0.27,
+            row - 0.27,
             f"{number(left)} ms",
             ha="right",
             va="bottom",
@@ -130,7 +147,7 @@ def _split(served: list[Benched]) -> str:
 
 def _key(figure: Figure, height: float) -> None:
     """The parts' colours above the bars."""
-    for place, (part, paint) in enumerate(_PARTS.items()):
-        x, y = 0.02 + 0.24 * place, 1 - 0.5 * _KEY / height
+    for column, (part, paint) in enumerate(_PARTS.items()):
+        x, y = 0.02 + 0.24 * column, 1 - 0.5 * _KEY / height
         figure.text(x, y, "■", color=PAINT[paint][0], va="center")
         figure.text(x + 0.035, y, part, color=MUTED, va="center")

@@ -117,7 +117,7 @@ def _asking(client: clients.Client, spec: ModelSpec, last: Arrays) -> Iterator[C
     """Requests by this project's client; of a model with states, chunks of one stream, which ``last`` ends."""
 
     def inputs(request: Arrays) -> Arrays:
-        return {name: request[name] for name in spec.input_names}
+        return {tensor.name: request[tensor.name] for tensor in spec.inputs}
 
     if not spec.states:
         yield lambda request: client.infer(spec.name, inputs(request))

@@ -18,13 +18,11 @@ from optimize.work import Options
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the recipe, its checkpoints, and the artefacts of an export."""
-    root = tmp_path_factory.mktemp("bench")
-    for name in ("sine_gru.py", "sine_gru.plan.json"):
-        shutil.copy(RECIPES / name, root)
-    recipe = recipes.load(file=root / "sine_gru.py")
+def exported(root: Path, file: str, variant: str) -> Path:
+    """A folder with the recipe, its checkpoints, and the artefacts of an export."""
+    for path in RECIPES.glob(f"{file}*"):
+        shutil.copy(path, root)
+    recipe = recipes.load(file=root / f"{file}.py")
     options = Options(
         True,
         checkpoints=root / "checkpoints",
@@ -32,20 +30,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_repository=root / "models",
         rounds=10,
     )
-    train_network(recipe, "gru", "teacher", recipe.load(None), options.checkpoints)
-    pipeline.run(recipe, None, options)
+    train_network(recipe, variant, "teacher", recipe.load(None), options.checkpoints)
+    pipeline.run(recipe, variant, options)
     return root
 
 
-def run(folder: Path, *more: str) -> None:
-    main(["--recipe", str(folder / "sine_gru.py"), "--checkpoints", str(folder / "checkpoints"),
+def run(folder: Path, *more: str) -> Bench:
+    (recipe,) = folder.glob("*.py")
+    main(["--recipe", str(recipe), "--checkpoints", str(folder / "checkpoints"),
           "--artifacts", str(folder / "artifacts"), "--quick", *more])  # fmt: skip
+    return from_json((folder / "artifacts" / "bench.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("bench"), "sine_gru", "gru")
 
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Bench:
-    run(folder)
-    return from_json((folder / "artifacts" / "bench.json").read_text())
+    return run(folder)
 
 
 def test_every_stage_is_measured_everywhere(found: Bench) -> None:
@@ -75,6 +79,16 @@ def test_the_recipes_report_has_the_latencies_through_triton(found: Bench, folde
     for it in found.models[0].stages:
         expected = it.served.client_ms if it.served else None
         assert merged.stage(it.name).server_latency_ms == expected
+
+
+def test_streams_are_benched_by_grpc(tmp_path: Path) -> None:
+    (model,) = run(exported(tmp_path, "smooth_gru", "stream")).models
+    assert model.unit == "chunks"
+    served = [it.served for it in model.stages if it.served]
+    assert served
+    for each in served:
+        assert set(each.load) == {"gRPC"}
+        assert all(load.latency_ms.count >= callers for callers, load in each.load["gRPC"].items())
 
 
 def test_pages_are_written(found: Bench, folder: Path) -> None:
