@@ -27,6 +27,7 @@ from optimize import command, recipes, report
 from optimize.benchmark import environment
 from optimize.errors import UserError
 from optimize.recipes import Recipe
+from optimize.report_tables import Row, Table
 
 IN_PROCESS_S = 15.0  # for each number of threads
 QUICK_S, QUICK = 2.0, Effort(requests=100, turns=1, seconds=0.25)
@@ -99,8 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )  # fmt: skip
     settings = {**asdict(effort), "in_process_s": in_process_s, "quick": options.quick}
     paths = write(found := Bench(environment(threads=1), models, settings), options.artifacts)
-    Console().print(command.terminal(summary(found)))
+    Console().print(command.terminal(_turned(summary(found))))
     print(f"all stages and loads: {', '.join(map(str, paths))}")
+
+
+def _turned(table: Table) -> Table:
+    """Its rows as columns: few models have room in a terminal, many quantities have not."""
+    columns = [row.cells for row in table.rows]
+    rows = [Row([heading, *(cells[place] for cells in columns)]) for place, heading in enumerate(table.headings)]
+    return Table(table.title, rows[0].cells, [False, *[True] * len(columns)], rows[1:], table.note)
 
 
 def _chosen(models: list[str] | None, file: Path | None, artifacts: Path) -> list[Recipe]:
